@@ -1,0 +1,1 @@
+"""A money engine: one exact, durable book of balances, and five products on it."""

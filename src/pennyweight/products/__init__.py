@@ -1,0 +1,1 @@
+"""What the products decide: pure rules, each product blind to the others."""

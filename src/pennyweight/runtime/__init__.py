@@ -1,0 +1,1 @@
+"""Drives an engine: its thread, the ownership of books, fronts and frames, clocks."""
