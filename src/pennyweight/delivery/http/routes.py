@@ -1,0 +1,90 @@
+"""The table of routes: what every face declares, and both ways of answering share.
+
+A command route parses a request into a submission (or answers at once), and renders the
+outcome. Both are pure functions of what they are given, so the short way inside the
+server's protocol and the long way through Falcon give the same bytes. A read route
+answers from committed rows, in a reader's thread.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from pennyweight.engine.engine import Submission
+from pennyweight.engine.overlay import Standing
+from pennyweight.engine.port import Store
+from pennyweight.engine.receipts import Outcome
+
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+
+
+class Request(msgspec.Struct, gc=False):
+    """A request as a face sees it: path parameters and query decoded, header names in lower case."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    params: dict[str, str] = {}
+    query: dict[str, str] = {}
+    headers: Mapping[str, str] = {}
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """An answer: status, body, further headers, content type. A stream has `chunks` instead of a body."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    content_type: str = JSON
+    chunks: Iterator[bytes] | None = None
+
+
+class Documentation(msgspec.Struct, frozen=True, kw_only=True):
+    """What the OpenAPI description says of a route.
+
+    `request` and `answer` are msgspec types (None: no body). `errors` maps statuses to a
+    sentence. Examples are JSON values. `parameters` are query parameters, name to sentence.
+    """
+
+    summary: str
+    description: str = ""
+    request: Any = None
+    answer: Any = None
+    status: int = 200
+    request_example: Any = None
+    answer_example: Any = None
+    errors: dict[int, str] = {}
+    parameters: dict[str, str] = {}
+
+
+class CommandRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """A route that changes the book.
+
+    `parse` gets the request and what is always loaded (assets, counters); it returns a
+    submission, a list of submissions (a list that is not atomic), or a reply. `render`
+    gets the outcomes in order and the request. A hot route has no path parameters and is
+    answered by the short way too.
+    """
+
+    face: str
+    method: str
+    path: str
+    parse: Callable[[Request, Standing], Submission | list[Submission] | Reply]
+    render: Callable[[list[Outcome], Request], Reply]
+    documentation: Documentation
+    is_hot: bool = False
+
+
+class ReadRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """A route that only reads. `read` gets the request, the store and what is always loaded."""
+
+    face: str
+    method: str
+    path: str
+    read: Callable[[Request, Store, Standing], Reply]
+    documentation: Documentation
+
+
+Route = CommandRoute | ReadRoute

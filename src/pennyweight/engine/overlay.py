@@ -1,0 +1,317 @@
+"""The overlay: what a batch has changed so far, on top of what is committed.
+
+It is the `Facts` of every draft of its batch. Committed facts are never changed in place;
+the overlay is merged into the cache when its append is confirmed, and dropped when not.
+A fact is present, absent or unloaded; an unloaded one raises `Unloaded`, never "absent".
+"""
+
+import msgspec
+
+from pennyweight.engine.cache import HolderCache
+from pennyweight.engine.port import (
+    AccountRow,
+    BackDatedLine,
+    Found,
+    HoldRow,
+    KeyRow,
+    Reads,
+    RecordRow,
+)
+from pennyweight.ledger.accounts import Account, holder_of
+from pennyweight.ledger.assets import Asset
+from pennyweight.ledger.draft import Draft, Unloaded
+from pennyweight.ledger.entries import CursorMove, Entry, decode_entry
+from pennyweight.ledger.holds import Hold, HoldState
+from pennyweight.ledger.records import Record
+
+ASSET = "asset"
+"""Kind of the records that register assets; they and the counters are always loaded."""
+
+
+class WantedReads:
+    """Collects a batch's reads (the `Wanted` of the commands), leaving out what is cached."""
+
+    def __init__(self, cache: HolderCache) -> None:
+        """Nothing wanted yet."""
+        self.reads = Reads()
+        self.holders: set[str] = set()
+        """Every holder the batch names, resident or not."""
+        self._cache = cache
+
+    def account(self, account_id: str) -> None:
+        """See `Wanted`."""
+        account = self._cache.accounts.get(account_id)
+        self.holder(holder_of(account_id) if account is None else account.holder)
+
+    def holder(self, holder: str) -> None:
+        """See `Wanted`."""
+        if holder not in self.holders:
+            self.holders.add(holder)
+            if not self._cache.use(holder):
+                self.reads.holders.add(holder)
+
+    def hold(self, hold_id: int) -> None:
+        """See `Wanted`."""
+        self.reads.holds.add(hold_id)
+
+    def open_holds(self, account_id: str) -> None:
+        """See `Wanted`."""
+        self.reads.open_holds.add(account_id)
+        self.account(account_id)
+
+    def entry(self, sequence: int) -> None:
+        """See `Wanted`."""
+        self.reads.entries.add(sequence)
+
+    def entry_of_key(self, product: str, key: str) -> None:
+        """See `Wanted`."""
+        self.reads.key_entries.add((product, key))
+
+    def record(self, kind: str, record_id: str) -> None:
+        """See `Wanted`."""
+        self.reads.records.add((kind, record_id))
+
+    def name(self, kind: str, name: str) -> None:
+        """See `Wanted`."""
+        self.reads.names.add((kind, name))
+
+
+class Standing(msgspec.Struct):
+    """What is always loaded: assets, counters and cursors, as committed."""
+
+    assets: dict[str, Asset]
+    counters: dict[str, int]
+    cursors: dict[str, int]
+
+
+class Overlay:
+    """The facts of one batch: committed ones from the cache and the store, and its own changes."""
+
+    def __init__(
+        self, cache: HolderCache, standing: Standing, found: Found, *, time: int, sequence: int
+    ) -> None:
+        """Begin a batch at `time` whose first entry has `sequence`."""
+        self.time = time
+        self.sequence = sequence
+        self.accounts: dict[str, Account] = {}
+        self.records: dict[tuple[str, str], Record] = {}
+        self.entries: list[Entry] = []
+        self._committed = cache
+        self._standing = standing
+        self._found = found
+        self._holds: dict[int, Hold] = {}
+        self._names: dict[tuple[str, str], str | None] = {}
+        self._keys: dict[tuple[str, str], Entry] = {}
+        self._assets: dict[str, Asset] = {}
+        self._counters: dict[str, int] = {}
+        self._cursors: dict[str, CursorMove] = {}
+
+    # ── the facts of a draft ──────────────────────────────────────────────────────
+
+    def account(self, account_id: str) -> Account | None:
+        """See `Facts`."""
+        account = self.accounts.get(account_id) or self._committed.accounts.get(account_id)
+        if account is None and holder_of(account_id) not in self._committed:
+            raise Unloaded("account", account_id)
+        return account
+
+    def accounts_of(self, holder: str) -> list[Account]:
+        """See `Facts`."""
+        facts = self._committed.get(holder)
+        if facts is None:
+            raise Unloaded("holder", holder)
+        known = self._committed.accounts
+        accounts = {account_id: known[account_id] for account_id in facts.account_ids}
+        accounts.update((a.id, a) for a in self.accounts.values() if a.holder == holder)
+        return sorted(accounts.values(), key=lambda account: account.number)
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """See `Facts`."""
+        hold = self._holds.get(hold_id)
+        if hold is not None:
+            return hold
+        if hold_id in self._found.holds:
+            return self._found.holds[hold_id]
+        if hold_id > self._standing.counters.get("hold", 0):
+            return None
+        raise Unloaded("hold", hold_id)
+
+    def open_holds(self, account_id: str) -> list[Hold]:
+        """See `Facts`."""
+        committed = self._found.open_holds.get(account_id)
+        if committed is None:
+            raise Unloaded("open_holds", account_id)
+        holds = {hold.id: hold for hold in committed}
+        holds.update((h.id, h) for h in self._holds.values() if h.account == account_id)
+        return sorted(
+            (hold for hold in holds.values() if hold.state is HoldState.OPEN),
+            key=lambda hold: hold.id,
+        )
+
+    def entry(self, sequence: int) -> Entry | None:
+        """See `Facts`."""
+        first = self.sequence - len(self.entries)
+        if first <= sequence < self.sequence:
+            return self.entries[sequence - first]
+        if sequence >= self.sequence or sequence < 1:
+            return None
+        if sequence not in self._found.entries:
+            raise Unloaded("entry", sequence)
+        body = self._found.entries[sequence]
+        return None if body is None else decode_entry(body)
+
+    def entry_of_key(self, product: str, key: str) -> Entry | None:
+        """See `Facts`."""
+        entry = self._keys.get((product, key))
+        if entry is not None:
+            return entry
+        try:
+            body = self._found.keys[product, key]
+        except KeyError:
+            raise Unloaded("entry_of_key", product, key) from None
+        return None if body is None else decode_entry(body)
+
+    def record(self, kind: str, record_id: str) -> Record | None:
+        """See `Facts`."""
+        key = (kind, record_id)
+        record = self.records.get(key)
+        if record is not None:
+            return record
+        if key in self._found.records:
+            return self._found.records[key]
+        raise Unloaded("record", kind, record_id)
+
+    def record_of_holder(self, holder: str, kind: str, record_id: str) -> Record | None:
+        """See `Facts`."""
+        record = self.records.get((kind, record_id))
+        if record is not None:
+            return record
+        facts = self._committed.get(holder)
+        if facts is None:
+            raise Unloaded("holder", holder)
+        return facts.records.get((kind, record_id))
+
+    def name(self, kind: str, name: str) -> str | None:
+        """See `Facts`."""
+        key = (kind, name)
+        if key in self._names:
+            return self._names[key]
+        if key in self._found.names:
+            return self._found.names[key]
+        raise Unloaded("name", kind, name)
+
+    def asset(self, name: str) -> Asset | None:
+        """See `Facts`."""
+        return self._standing.assets.get(name) or self._assets.get(name)
+
+    def counter(self, name: str) -> int:
+        """See `Facts`."""
+        value = self._counters.get(name)
+        return self._standing.counters.get(name, 0) if value is None else value
+
+    def cursor(self, name: str) -> int:
+        """See `Facts`."""
+        move = self._cursors.get(name)
+        return self._standing.cursors.get(name, 0) if move is None else move.after
+
+    # ── growing ───────────────────────────────────────────────────────────────────
+
+    def merge(self, draft: Draft, entry: Entry) -> None:
+        """Take a sealed draft's changes over; the next draft stands on them."""
+        self.accounts.update(draft.changed_accounts)
+        if draft.changed_holds:
+            self._holds.update(draft.changed_holds)
+        for record in draft.records:
+            self._merge_record(record)
+        if draft.counters:
+            self._counters.update(draft.counters)
+        for move in draft.cursors:
+            earlier = self._cursors.get(move.name)
+            before = move.before if earlier is None else earlier.before
+            self._cursors[move.name] = CursorMove(move.name, before, move.after)
+        if entry.key:
+            self._keys[entry.product, entry.key] = entry
+        self.entries.append(entry)
+        self.sequence += 1
+
+    def _merge_record(self, record: Record) -> None:
+        before = self.records.get((record.kind, record.id)) or self._record_before(record)
+        for name in before.names if before else ():
+            if name not in record.names:
+                self._names[record.kind, name] = None
+        for name in record.names:
+            self._names[record.kind, name] = record.id
+        self.records[record.kind, record.id] = record
+        if record.kind == ASSET:
+            self._assets[record.id] = record.read(Asset)
+
+    def _record_before(self, record: Record) -> Record | None:
+        """Return the committed record that this one replaces, or None for a new one."""
+        if record.holder and (facts := self._committed.get(record.holder)) is not None:
+            found = facts.records.get((record.kind, record.id))
+            if found is not None:
+                return found
+        return self._found.records.get((record.kind, record.id))
+
+    # ── what is to be written ─────────────────────────────────────────────────────
+
+    def account_rows(self) -> list[AccountRow]:
+        """Return the accounts changed, by number, with the versions that were read."""
+        known = self._committed.accounts
+        rows = [
+            AccountRow(account, known[key].version if key in known else 0)
+            for key, account in self.accounts.items()
+        ]
+        rows.sort(key=_number)
+        return rows
+
+    def hold_rows(self) -> list[HoldRow]:
+        """Return the holds changed, by id."""
+        found = self._found
+        by_account = {hold.id: hold for holds in found.open_holds.values() for hold in holds}
+        return [
+            HoldRow(hold, found.holds.get(hold_id) or by_account.get(hold_id))
+            for hold_id, hold in sorted(self._holds.items())
+        ]
+
+    def record_rows(self) -> list[RecordRow]:
+        """Return the records changed, by kind and id."""
+        return [
+            RecordRow(record, self._record_before(record))
+            for _, record in sorted(self.records.items())
+        ]
+
+    def key_rows(self) -> list[KeyRow]:
+        """Return the keys bound."""
+        return [KeyRow(e.product, e.key, e.sequence) for e in self.entries if e.key]
+
+    def cursor_moves(self) -> list[CursorMove]:
+        """Return how far each cursor moved over the whole batch."""
+        return list(self._cursors.values())
+
+    def back_dated(self) -> list[BackDatedLine]:
+        """Return the postings whose effective date lies before the commit."""
+        return [
+            BackDatedLine(account, entry.effective_at, entry.sequence, self.time, change)
+            for entry in self.entries
+            if entry.effective_at is not None and entry.effective_at < self.time
+            for transfer in entry.transfers
+            for account, change in (
+                (transfer.debit_account, -transfer.amount),
+                (transfer.credit_account, transfer.amount),
+            )
+        ]
+
+    def standing_after(self) -> Standing:
+        """Return assets, counters and cursors as they are after this batch."""
+        standing = self._standing
+        cursors = {move.name: move.after for move in self._cursors.values()}
+        return Standing(
+            {**standing.assets, **self._assets} if self._assets else standing.assets,
+            {**standing.counters, **self._counters} if self._counters else standing.counters,
+            {**standing.cursors, **cursors} if cursors else standing.cursors,
+        )
+
+
+def _number(row: AccountRow) -> int:
+    return row.account.number

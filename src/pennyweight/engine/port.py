@@ -1,0 +1,288 @@
+"""The store port: what the engine and its readers need kept, in about a dozen methods.
+
+A store keeps one book. It holds rows and guards, never rules. Every store passes the one
+contract suite. All methods are synchronous and may be called from any thread, but
+`begin`, `append` and `adopt` only by the book's one writer.
+"""
+
+from collections.abc import Container, Iterable
+from typing import Any, Protocol
+
+import msgspec
+
+from pennyweight.ledger.accounts import Account
+from pennyweight.ledger.entries import CursorMove
+from pennyweight.ledger.holds import Hold
+from pennyweight.ledger.records import Record
+
+
+class StoreError(Exception):
+    """The store could not do it. Base of the errors below."""
+
+
+class StoreFailed(StoreError):
+    """The disk or the database failed; what was being committed is unknown. The writer stops."""
+
+
+class ConstraintFailed(StoreError):
+    """A row or constraint contradicts this batch; nothing of it was written."""
+
+
+class NotOwner(StoreError):
+    """The guard (epoch, sequence) did not match: the book has another owner now."""
+
+
+class StoreInUse(StoreError):
+    """Another process has the book open."""
+
+    def __init__(self, pid: int) -> None:
+        """`pid` is the other process."""
+        super().__init__(f"in use by pid {pid}")
+        self.pid = pid
+
+
+class SchemaDrift(StoreError):
+    """The migrations in the store are not this version's."""
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a book stands. `epoch` grows with each owner, `incarnation` names each life of the book.
+
+    `chain` is the hash after the last batch, `committed_at` its time in microseconds.
+    """
+
+    book: str
+    incarnation: str
+    epoch: int = 0
+    sequence: int = 0
+    chain: bytes = bytes(32)
+    committed_at: int = 0
+    counters: dict[str, int] = {}
+
+
+class BatchHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The header of a batch; with the previous chain and the bodies' hashes it makes the next chain."""
+
+    book: str
+    incarnation: str
+    epoch: int
+    first_sequence: int
+    count: int
+    committed_at: int
+    rules: int
+
+
+class SealedBatch(msgspec.Struct, frozen=True, gc=False):
+    """A header, the bodies it covers, and the chain after it."""
+
+    header: BatchHeader
+    bodies: list[bytes]
+    chain: bytes
+
+
+class KeyRow(msgspec.Struct, frozen=True, gc=False):
+    """A key bound by an entry; unique by (product, key)."""
+
+    product: str
+    key: str
+    sequence: int
+
+
+class AccountRow(msgspec.Struct, frozen=True, gc=False):
+    """An account after the batch, and the version the batch found (0: it is new)."""
+
+    account: Account
+    version_before: int
+
+
+class RecordRow(msgspec.Struct, frozen=True, gc=False):
+    """A record after the batch, and as the batch found it (None: it is new)."""
+
+    record: Record
+    before: Record | None
+
+
+class HoldRow(msgspec.Struct, frozen=True, gc=False):
+    """A hold after the batch, and as the batch found it (None: it is new)."""
+
+    hold: Hold
+    before: Hold | None
+
+
+class BackDatedLine(msgspec.Struct, frozen=True, gc=False):
+    """A posting whose effective date lies before its commit."""
+
+    account: str
+    effective_at: int
+    sequence: int
+    committed_at: int
+    change: int
+
+
+class Append(msgspec.Struct, frozen=True, gc=False):
+    """Everything that one batch commits, in one transaction, guarded by `expected`.
+
+    `products` names the product of each body, so that a product's entries can be listed.
+    """
+
+    expected: Head
+    head: Head
+    batch: SealedBatch
+    products: list[str]
+    keys: list[KeyRow]
+    accounts: list[AccountRow]
+    holds: list[HoldRow]
+    records: list[RecordRow]
+    back_dated: list[BackDatedLine]
+    cursors: list[CursorMove]
+
+
+class Reads(msgspec.Struct, gc=False):
+    """What a batch wants to know, resolved by `begin` in one trip."""
+
+    holders: set[str] = msgspec.field(default_factory=set)
+    keys: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    key_entries: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    """Keys whose entry is wanted together with the holders it touched."""
+    holds: set[int] = msgspec.field(default_factory=set)
+    open_holds: set[str] = msgspec.field(default_factory=set)
+    entries: set[int] = msgspec.field(default_factory=set)
+    records: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    names: set[tuple[str, str]] = msgspec.field(default_factory=set)
+
+
+class Found(msgspec.Struct, gc=False):
+    """What `begin` found. What was asked for and is absent maps to None, or to an empty list.
+
+    `holders` also has those of the holds, entries and named accounts asked for, except
+    the resident ones.
+    """
+
+    holders: dict[str, tuple[list[Account], list[Record]]] = msgspec.field(default_factory=dict)
+    keys: dict[tuple[str, str], bytes | None] = msgspec.field(default_factory=dict)
+    holds: dict[int, Hold | None] = msgspec.field(default_factory=dict)
+    open_holds: dict[str, list[Hold]] = msgspec.field(default_factory=dict)
+    entries: dict[int, bytes | None] = msgspec.field(default_factory=dict)
+    records: dict[tuple[str, str], Record | None] = msgspec.field(default_factory=dict)
+    names: dict[tuple[str, str], str | None] = msgspec.field(default_factory=dict)
+
+
+class Due(msgspec.Struct, frozen=True, gc=False):
+    """Something a due mark points to: a record, or a hold (kind "hold") on the index "hold_expiry"."""
+
+    index: str
+    rank: int
+    kind: str
+    id: str
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """Who owns the book, until when (the store's own clock, microseconds), and where it listens."""
+
+    epoch: int
+    owner: str
+    address: str
+    expires_at: int
+    now: int
+
+
+class Store(Protocol):
+    """One book's rows. See the module's docstring for who may call what."""
+
+    def head(self) -> Head:
+        """Return where the book stands, as committed."""
+
+    def begin(self, reads: Reads, resident: Container[str]) -> Found:
+        """Read what a batch wants. Holders in `resident` are known to the caller and left out."""
+
+    def append(self, batch: Append) -> None:
+        """Commit a batch durably, or not at all.
+
+        Raises NotOwner when the head is not `expected`, ConstraintFailed when a version,
+        a key or a constraint contradicts it (nothing written), StoreFailed when the
+        outcome is unknown or the disk failed.
+        """
+
+    def adopt(self, batch: Append) -> None:
+        """Append a batch of another book's journal as it is (import): header and chain kept."""
+
+    def entries(
+        self, after: int, limit: int, *, product: str | None = None, is_descending: bool = False
+    ) -> list[tuple[int, bytes]]:
+        """Return (sequence, body) of entries after (descending: before) a sequence."""
+
+    def entry(self, sequence: int) -> bytes | None:
+        """Return one body."""
+
+    def batches(self, after: int, limit: int) -> list[tuple[BatchHeader, bytes]]:
+        """Return (header, chain) of batches whose first sequence is greater than `after`."""
+
+    def batch_at(self, *, sequence: int | None = None, time: int | None = None) -> BatchHeader | None:
+        """Return the batch that holds a sequence, or the last one committed at or before a time."""
+
+    def receipt(self, product: str, key: str) -> bytes | None:
+        """Return the body that bound a key."""
+
+    def account(self, account_id: str) -> Account | None:
+        """Return one account as committed."""
+
+    def accounts(
+        self, after: int, limit: int, *, holder: str | None = None, asset: str | None = None
+    ) -> list[Account]:
+        """Return accounts by number, from the one after number `after`."""
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """Return one hold as committed."""
+
+    def holds(self, account_id: str, after: int, limit: int) -> list[Hold]:
+        """Return an account's open holds by id."""
+
+    def record(self, kind: str, record_id: str) -> Record | None:
+        """Return one record as committed."""
+
+    def records(
+        self, kind: str, *, label: str | None = None, after: str = "", limit: int = 100
+    ) -> list[Record]:
+        """Return records of a kind (with a label) by id, text order, from the one after id `after`."""
+
+    def record_named(self, kind: str, name: str) -> Record | None:
+        """Return the record that carries a unique name."""
+
+    def due(
+        self, index: str, low: int, high: int, *, after: tuple[int, str] | None = None, limit: int = 100
+    ) -> list[Due]:
+        """Return what is marked on an index with low <= rank <= high, by (rank, id)."""
+
+    def back_dated(self, account_id: str, effective_until: int, committed_after: int) -> int:
+        """Sum the back-dated postings effective until a moment but committed after another."""
+
+    def cursors(self) -> dict[str, int]:
+        """Return all cursors of readers of outside streams."""
+
+    def claim(self, owner: str, address: str, life_microseconds: int) -> Lease | None:
+        """Take or renew the book's lease, outside the journal, by the store's clock.
+
+        A renewal keeps the epoch; a take-over of a lease that is free, given up or over
+        adds 1 to it. None while another owner's lease lasts.
+        """
+
+    def give_up(self, owner: str) -> None:
+        """End this owner's lease at once."""
+
+    def lease(self) -> Lease | None:
+        """Return the lease as it stands, or None if there never was one."""
+
+    def stage(self, name: str, value: str | None = None) -> str | None:
+        """Read, or set, one small setting outside the journal (a secret, an operator's mark)."""
+
+    def size_bytes(self) -> int:
+        """Return how many bytes the book takes on disk (0 in memory)."""
+
+    def rows(self) -> Iterable[tuple[str, Any]]:
+        """Yield ("account", Account), ("hold", Hold), ("record", Record), ("cursor", CursorMove)
+        and ("key", KeyRow) of all rows, for verification, in any order, as of one moment."""
+
+    def close(self) -> None:
+        """Release the book."""
+
+

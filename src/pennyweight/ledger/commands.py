@@ -1,0 +1,100 @@
+"""Commands: what may be asked of the book, and what its decision must read first."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+from pennyweight.ledger.draft import Draft
+
+_encoder = msgspec.json.Encoder()
+
+
+class Wanted(Protocol):
+    """Collects what a decision needs, in the closed set of shapes that a store resolves in one trip."""
+
+    def account(self, account_id: str) -> None:
+        """An account, together with all that its holder has."""
+
+    def holder(self, holder: str) -> None:
+        """All accounts of a holder, and the records kept with it."""
+
+    def hold(self, hold_id: int) -> None:
+        """A hold and its account."""
+
+    def open_holds(self, account_id: str) -> None:
+        """The open holds of an account, oldest first, and the account."""
+
+    def entry(self, sequence: int) -> None:
+        """An entry and the accounts it touched."""
+
+    def entry_of_key(self, product: str, key: str) -> None:
+        """The entry that bound a key, and the accounts it touched."""
+
+    def record(self, kind: str, record_id: str) -> None:
+        """A record."""
+
+    def name(self, kind: str, name: str) -> None:
+        """The record that carries a unique name, if any."""
+
+
+class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A request or a fact for the book; products derive theirs from it.
+
+    `counted` lists the fields that make two commands the same under one key; what a
+    server adds or a price agent carries is left out. `version` is that list's version. A
+    fact (`is_fact`) happened already: it is booked, never refused for want of funds.
+    """
+
+    name: ClassVar[str]
+    product: ClassVar[str]
+    counted: ClassVar[tuple[str, ...]]
+    answer_type: ClassVar[Any]
+    version: ClassVar[int] = 1
+    is_fact: ClassVar[bool] = False
+
+    def reads(self, wanted: Wanted) -> None:
+        """Say what `decide` will look at; what was forgotten costs another round, no more."""
+        raise NotImplementedError
+
+    def decide(self, draft: Draft) -> Any:
+        """Apply the rule to the draft and return the answer, or raise `Refused`."""
+        raise NotImplementedError
+
+
+def fingerprint(command: Command) -> bytes:
+    """Return the counted fields as JSON, defaults left out."""
+    if command.counted == command.__struct_fields__:
+        return _encoder.encode(command)
+    defaults = _defaults(type(command))
+    return _encoder.encode(
+        {
+            name: value
+            for name in command.counted
+            if (value := getattr(command, name)) != defaults.get(name, msgspec.UNSET)
+        }
+    )
+
+
+def differing_field(first: bytes, second: bytes) -> str:
+    """Name the first counted field in which two fingerprints differ."""
+    left: dict[str, Any] = msgspec.json.decode(first)
+    right: dict[str, Any] = msgspec.json.decode(second)
+    for name in _ordered_union(left, right):
+        if left.get(name, msgspec.UNSET) != right.get(name, msgspec.UNSET):
+            return name
+    return ""
+
+
+def _defaults(kind: type[Command]) -> dict[str, Any]:
+    """Return the static defaults of a command's fields."""
+    return {
+        field.name: field.default
+        for field in msgspec.structs.fields(kind)
+        if field.default is not msgspec.NODEFAULT
+    }
+
+
+def _ordered_union(left: Iterable[str], right: Iterable[str]) -> list[str]:
+    """Return the names of both, each once, in the order of their first appearance."""
+    return list(dict.fromkeys([*left, *right]))

@@ -1,0 +1,117 @@
+"""Why a rule says no: one closed list, in order of falling precedence.
+
+A refusal is data. Nothing changed, the key stays free, and the same input on the same
+book always gets the same single reason: where several apply, the one that stands first
+in `Reason` is given. Assertions about our own mistakes are not refusals; they are
+`SealError` (see `draft`).
+"""
+
+import enum
+from typing import Any, NoReturn
+
+
+class Kind(enum.Enum):
+    """What sort of no it is; the faces map each kind to a status."""
+
+    MALFORMED = "malformed"
+    """The request can never succeed as written."""
+    NOT_FOUND = "not_found"
+    """It names something that is not there (yet)."""
+    CONFLICT = "conflict"
+    """What it names is in a state that does not allow it."""
+    UNFUNDED = "unfunded"
+    """The rules about money say no; the same request may succeed later."""
+    KEY = "key"
+    """The idempotency key, not the command, stands in the way."""
+
+
+class Reason(enum.Enum):
+    """Every reason a command can be refused for: code, kind, and whether waiting can help.
+
+    The order of the members is the order of precedence.
+    """
+
+    def __new__(cls, code: str, kind: Kind, is_retryable: bool) -> "Reason":
+        """Build a member whose value is its stable code."""
+        member = object.__new__(cls)
+        member._value_ = code
+        return member
+
+    def __init__(self, code: str, kind: Kind, is_retryable: bool) -> None:
+        """Keep what the faces and the callers ask for."""
+        self.code = code
+        self.kind = kind
+        self.is_retryable = is_retryable
+
+    # The key and the deadline are looked at before the command itself.
+    NOT_AFTER_PASSED = ("not_after_passed", Kind.CONFLICT, False)
+    KEY_ABANDONED = ("key_abandoned", Kind.KEY, False)
+    KEY_REUSED = ("key_reused", Kind.KEY, False)
+
+    # Shape: amounts, assets, ids.
+    AMOUNT_INVALID = ("amount_invalid", Kind.MALFORMED, False)
+    AMOUNT_NOT_POSITIVE = ("amount_not_positive", Kind.MALFORMED, False)
+    AMOUNT_TOO_LARGE = ("amount_too_large", Kind.MALFORMED, False)
+    AMOUNT_TOO_FINE = ("amount_too_fine", Kind.MALFORMED, False)
+    ASSET_UNKNOWN = ("asset_unknown", Kind.MALFORMED, False)
+    ASSET_INVALID = ("asset_invalid", Kind.MALFORMED, False)
+    ASSET_SCALE_FIXED = ("asset_scale_fixed", Kind.CONFLICT, False)
+    ACCOUNT_ID_INVALID = ("account_id_invalid", Kind.MALFORMED, False)
+    FLOOR_INVALID = ("floor_invalid", Kind.MALFORMED, False)
+    USER_ID_INVALID = ("user_id_invalid", Kind.MALFORMED, False)
+    NAME_INVALID = ("name_invalid", Kind.MALFORMED, False)
+    EXPIRY_INVALID = ("expiry_invalid", Kind.MALFORMED, False)
+    TOO_MANY_TRANSFERS = ("too_many_transfers", Kind.MALFORMED, False)
+    SAME_ACCOUNT = ("same_account", Kind.MALFORMED, False)
+    EFFECTIVE_AT_IN_FUTURE = ("effective_at_in_future", Kind.MALFORMED, False)
+
+    # What is named must be there.
+    USER_NOT_FOUND = ("user_not_found", Kind.NOT_FOUND, True)
+    ACCOUNT_NOT_FOUND = ("account_not_found", Kind.NOT_FOUND, True)
+    HOLD_NOT_FOUND = ("hold_not_found", Kind.NOT_FOUND, True)
+    ENTRY_NOT_FOUND = ("entry_not_found", Kind.NOT_FOUND, True)
+    TRANSACTION_NOT_FOUND = ("transaction_not_found", Kind.NOT_FOUND, True)
+
+    # Who may touch it, and in which state it is.
+    OWNED_BY_PRODUCT = ("owned_by_product", Kind.CONFLICT, False)
+    ACCOUNT_EXISTS = ("account_exists", Kind.CONFLICT, False)
+    NAME_TAKEN = ("name_taken", Kind.CONFLICT, False)
+    ACCOUNT_CLOSED = ("account_closed", Kind.CONFLICT, False)
+    ASSET_MISMATCH = ("asset_mismatch", Kind.CONFLICT, False)
+    HOLD_ALREADY_SETTLED = ("hold_already_settled", Kind.CONFLICT, False)
+    HOLD_ALREADY_VOIDED = ("hold_already_voided", Kind.CONFLICT, False)
+    HOLD_EXPIRED = ("hold_expired", Kind.CONFLICT, False)
+    HOLD_NOT_DUE = ("hold_not_due", Kind.CONFLICT, True)
+    ENTRY_ALREADY_REVERSED = ("entry_already_reversed", Kind.CONFLICT, False)
+    ENTRY_NOT_REVERSIBLE = ("entry_not_reversible", Kind.CONFLICT, False)
+    TRANSACTION_ROLLED_BACK = ("transaction_rolled_back", Kind.CONFLICT, False)
+    TRANSACTION_HAS_WIN = ("transaction_has_win", Kind.CONFLICT, True)
+    ROUND_CLOSED = ("round_closed", Kind.CONFLICT, False)
+    USER_DISABLED = ("user_disabled", Kind.CONFLICT, True)
+    LIMIT_REACHED = ("limit_reached", Kind.UNFUNDED, True)
+    CURSOR_CONFLICT = ("cursor_conflict", Kind.CONFLICT, True)
+
+    # What the balances allow.
+    ACCOUNT_HAS_HOLDS = ("account_has_holds", Kind.CONFLICT, True)
+    ACCOUNT_HAS_BALANCE = ("account_has_balance", Kind.CONFLICT, True)
+    ACCOUNT_OWES = ("account_owes", Kind.CONFLICT, True)
+    TOO_MANY_ACCOUNTS = ("too_many_accounts", Kind.CONFLICT, False)
+    TOO_MANY_HOLDS = ("too_many_holds", Kind.CONFLICT, True)
+    INSUFFICIENT_FUNDS = ("insufficient_funds", Kind.UNFUNDED, True)
+    BALANCE_TOO_LARGE = ("balance_too_large", Kind.UNFUNDED, True)
+
+
+class Refused(Exception):
+    """A rule said no. Carries the reason, one sentence, and the figures that explain it."""
+
+    def __init__(self, reason: Reason, message: str, **figures: Any) -> None:
+        """Figures are plain values (text, int, bool); amounts are decimal text."""
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.figures = figures
+
+
+def refuse(reason: Reason, message: str, **figures: Any) -> NoReturn:
+    """Raise `Refused`; a verb, so that rules read as sentences."""
+    raise Refused(reason, message, **figures)

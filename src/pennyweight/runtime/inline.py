@@ -1,0 +1,55 @@
+"""The driver for one process without threads: decides in the caller's thread, under one lock."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+from pennyweight.engine.engine import Engine, Submission
+from pennyweight.engine.port import Store
+from pennyweight.engine.receipts import Outcome
+from pennyweight.ledger.commands import Command
+
+
+class InlineBook:
+    """A book whose callers decide and append themselves, one batch at a time."""
+
+    def __init__(self, engine: Engine, store: Store, clock: Callable[[], int]) -> None:
+        """`clock` gives microseconds since 1970."""
+        self.engine = engine
+        self.store = store
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def execute(self, command: Command, *, key: str = "") -> Outcome:
+        """Decide and commit one command. See `execute_many`."""
+        return self.execute_many([Submission(command, key=key)])[0]
+
+    def execute_many(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        """Decide and commit commands in order, and return their outcomes in that order.
+
+        Raises what the store raises when it fails; the book must not be used afterwards.
+        """
+        engine, store = self.engine, self.store
+        outcomes: dict[int, Outcome] = {}
+        with self._lock:
+            for submission in submissions:
+                engine.submit(submission)
+            while (batch := engine.next_batch(self._clock())) is not None:
+                append = engine.decide(store.begin(*batch), _never)
+                try:
+                    if append is not None:
+                        store.append(append)
+                except Exception as error:
+                    answers = engine.failed(error)
+                    if not answers and engine.waiting:
+                        continue
+                    if any(True for _ in answers):
+                        raise
+                else:
+                    answers = engine.committed()
+                for submission, outcome in answers:
+                    outcomes[id(submission)] = outcome
+        return [outcomes[id(submission)] for submission in submissions]
+
+
+def _never() -> bool:
+    return False
