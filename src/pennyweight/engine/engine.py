@@ -26,9 +26,9 @@ from pennyweight.engine.port import (
     SealedBatch,
 )
 from pennyweight.engine.receipts import Failure, Outcome, Receipt, Refusal, Unknown
-from pennyweight.ledger.commands import Command, differing_field, fingerprint
+from pennyweight.ledger.commands import Command, counted_fields, differing_field, fingerprint
 from pennyweight.ledger.draft import Draft, Unloaded
-from pennyweight.ledger.entries import Entry, encode_entry
+from pennyweight.ledger.entries import Entry, Sealed, encode_entry
 from pennyweight.ledger.refusals import Reason, Refused, refuse
 
 RULES = 1
@@ -42,9 +42,6 @@ ROUNDS_MAX = 3
 
 LATE_EVERY = 32
 """Commands decided between two looks at whether the batch has taken long enough."""
-
-_encoder = msgspec.json.Encoder()
-
 
 class Lane(Enum):
     """Where a command waits; each lane has its share of every batch, so that none starves."""
@@ -200,7 +197,6 @@ class Engine:
         )
         self._overlay = overlay
         answers = self._answers = list(self._early)
-        bodies: list[bytes] = []
         taken = self._taken
         for index, submission in enumerate(taken):
             if index % LATE_EVERY == 0 and index and is_late():
@@ -208,10 +204,10 @@ class Engine:
                     self._lanes[rest.lane].appendleft(rest)
                 del taken[index:]
                 break
-            outcome = self._decide_one(submission, overlay, bodies)
+            outcome = self._decide_one(submission, overlay)
             if outcome is not None:
                 answers.append((submission, outcome))
-        self._append = self._seal(overlay, bodies) if bodies else None
+        self._append = self._seal(overlay) if overlay.bodies else None
         return self._append
 
     def committed(self) -> list[Answer]:
@@ -287,9 +283,7 @@ class Engine:
             if holder not in self.cache:
                 self.cache.put(holder, accounts, records)
 
-    def _decide_one(
-        self, submission: Submission, overlay: Overlay, bodies: list[bytes]
-    ) -> Outcome | None:
+    def _decide_one(self, submission: Submission, overlay: Overlay) -> Outcome | None:
         """Decide one command; None if it must come back for facts that were not loaded."""
         command = submission.command
         key = submission.key
@@ -303,17 +297,15 @@ class Engine:
             draft = Draft(overlay, command.product)
             answer = command.decide(draft)
             draft.seal()
-            entry = _entry(command, key, draft, answer)
-            body = encode_entry(entry)
+            body = encode_entry(_entry(command, key, draft, answer))
         except Refused as refused:
             return self._refusal(refused)
         except Unloaded as unloaded:
             return self._defer(submission, unloaded)
         except Exception as error:  # discards this command alone; the caller gets a 500
             return Failure(error)
-        overlay.merge(draft, entry)
-        bodies.append(body)
-        return Receipt(entry.sequence, answer)
+        overlay.merge(draft, _scope(command), key, body)
+        return Receipt(draft.sequence, answer)
 
     def _replay(self, command: Command, key: str, earlier: Entry) -> Outcome:
         """Answer a key that is bound already. Refusals: key_reused, key_abandoned."""
@@ -357,9 +349,10 @@ class Engine:
         self._ready.append(submission)
         return None
 
-    def _seal(self, overlay: Overlay, bodies: list[bytes]) -> Append:
+    def _seal(self, overlay: Overlay) -> Append:
         """Build the append: header, chain, and the rows as they are after the batch."""
         head = self.head
+        bodies = overlay.bodies
         header = BatchHeader(
             head.book,
             head.incarnation,
@@ -383,12 +376,12 @@ class Engine:
             head,
             after,
             SealedBatch(header, bodies, chain),
-            [entry.product for entry in overlay.entries],
-            overlay.key_rows(),
+            overlay.products,
+            overlay.keys,
             overlay.account_rows(),
             overlay.hold_rows(),
             overlay.record_rows(),
-            overlay.back_dated(),
+            overlay.back_dated,
             overlay.cursor_moves(),
         )
 
@@ -407,24 +400,24 @@ def _scope(command: Command) -> str:
     return command.scope if isinstance(command, Abandon) else command.product
 
 
-def _entry(command: Command, key: str, draft: Draft, answer: Any) -> Entry:
+def _entry(command: Command, key: str, draft: Draft, answer: Any) -> Sealed:
     """Turn a sealed draft into its entry."""
-    return Entry(
-        sequence=draft.sequence,
-        command=command.name,
-        product=_scope(command),
-        key=key,
-        version=command.version,
-        fields=msgspec.Raw(fingerprint(command)),
-        effective_at=draft.effective_at,
-        openings=draft.openings,
-        closings=draft.closings,
-        transfers=draft.transfers,
-        holds=draft.hold_changes,
-        lines=draft.lines,
-        records=draft.records,
-        events=draft.events,
-        cursors=draft.cursors,
-        counters=draft.counters,
-        answer=msgspec.Raw(_encoder.encode(answer)),
+    return Sealed(
+        draft.sequence,
+        command.name,
+        _scope(command),
+        counted_fields(command),
+        answer,
+        draft.transfers,
+        draft.lines,
+        key,
+        command.version,
+        draft.effective_at,
+        draft.openings,
+        draft.closings,
+        draft.hold_changes,
+        draft.records,
+        draft.events,
+        draft.cursors,
+        draft.counters,
     )

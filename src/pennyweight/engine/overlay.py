@@ -37,11 +37,14 @@ class WantedReads:
         self.holders: set[str] = set()
         """Every holder the batch names, resident or not."""
         self._cache = cache
+        self._cached = cache.accounts
 
     def account(self, account_id: str) -> None:
         """See `Wanted`."""
-        account = self._cache.accounts.get(account_id)
-        self.holder(holder_of(account_id) if account is None else account.holder)
+        account = self._cached.get(account_id)
+        holder = holder_of(account_id) if account is None else account.holder
+        if holder not in self.holders:
+            self.holder(holder)
 
     def holder(self, holder: str) -> None:
         """See `Wanted`."""
@@ -95,13 +98,17 @@ class Overlay:
         self.sequence = sequence
         self.accounts: dict[str, Account] = {}
         self.records: dict[tuple[str, str], Record] = {}
-        self.entries: list[Entry] = []
+        self.bodies: list[bytes] = []
+        self.products: list[str] = []
+        self.keys: list[KeyRow] = []
+        self.back_dated: list[BackDatedLine] = []
         self._committed = cache
+        self._cached = cache.accounts
         self._standing = standing
         self._found = found
         self._holds: dict[int, Hold] = {}
         self._names: dict[tuple[str, str], str | None] = {}
-        self._keys: dict[tuple[str, str], Entry] = {}
+        self._bodies_of_keys: dict[tuple[str, str], bytes] = {}
         self._assets: dict[str, Asset] = {}
         self._counters: dict[str, int] = {}
         self._cursors: dict[str, CursorMove] = {}
@@ -110,7 +117,7 @@ class Overlay:
 
     def account(self, account_id: str) -> Account | None:
         """See `Facts`."""
-        account = self.accounts.get(account_id) or self._committed.accounts.get(account_id)
+        account = self.accounts.get(account_id) or self._cached.get(account_id)
         if account is None and holder_of(account_id) not in self._committed:
             raise Unloaded("account", account_id)
         return account
@@ -150,9 +157,9 @@ class Overlay:
 
     def entry(self, sequence: int) -> Entry | None:
         """See `Facts`."""
-        first = self.sequence - len(self.entries)
+        first = self.sequence - len(self.bodies)
         if first <= sequence < self.sequence:
-            return self.entries[sequence - first]
+            return decode_entry(self.bodies[sequence - first])
         if sequence >= self.sequence or sequence < 1:
             return None
         if sequence not in self._found.entries:
@@ -162,11 +169,9 @@ class Overlay:
 
     def entry_of_key(self, product: str, key: str) -> Entry | None:
         """See `Facts`."""
-        entry = self._keys.get((product, key))
-        if entry is not None:
-            return entry
+        pair = (product, key)
         try:
-            body = self._found.keys[product, key]
+            body = self._bodies_of_keys.get(pair) or self._found.keys[pair]
         except KeyError:
             raise Unloaded("entry_of_key", product, key) from None
         return None if body is None else decode_entry(body)
@@ -216,7 +221,7 @@ class Overlay:
 
     # ── growing ───────────────────────────────────────────────────────────────────
 
-    def merge(self, draft: Draft, entry: Entry) -> None:
+    def merge(self, draft: Draft, product: str, key: str, body: bytes) -> None:
         """Take a sealed draft's changes over; the next draft stands on them."""
         self.accounts.update(draft.changed_accounts)
         if draft.changed_holds:
@@ -229,10 +234,25 @@ class Overlay:
             earlier = self._cursors.get(move.name)
             before = move.before if earlier is None else earlier.before
             self._cursors[move.name] = CursorMove(move.name, before, move.after)
-        if entry.key:
-            self._keys[entry.product, entry.key] = entry
-        self.entries.append(entry)
+        if key:
+            self._bodies_of_keys[product, key] = body
+            self.keys.append(KeyRow(product, key, self.sequence))
+        if draft.effective_at is not None and draft.effective_at < self.time:
+            self._back_date(draft, draft.effective_at)
+        self.bodies.append(body)
+        self.products.append(product)
         self.sequence += 1
+
+    def _back_date(self, draft: Draft, effective_at: int) -> None:
+        """Note the postings whose effective date lies before the commit."""
+        for transfer in draft.transfers:
+            for account, change in (
+                (transfer.debit_account, -transfer.amount),
+                (transfer.credit_account, transfer.amount),
+            ):
+                self.back_dated.append(
+                    BackDatedLine(account, effective_at, self.sequence, self.time, change)
+                )
 
     def _merge_record(self, record: Record) -> None:
         before = self.records.get((record.kind, record.id)) or self._record_before(record)
@@ -281,26 +301,9 @@ class Overlay:
             for _, record in sorted(self.records.items())
         ]
 
-    def key_rows(self) -> list[KeyRow]:
-        """Return the keys bound."""
-        return [KeyRow(e.product, e.key, e.sequence) for e in self.entries if e.key]
-
     def cursor_moves(self) -> list[CursorMove]:
         """Return how far each cursor moved over the whole batch."""
         return list(self._cursors.values())
-
-    def back_dated(self) -> list[BackDatedLine]:
-        """Return the postings whose effective date lies before the commit."""
-        return [
-            BackDatedLine(account, entry.effective_at, entry.sequence, self.time, change)
-            for entry in self.entries
-            if entry.effective_at is not None and entry.effective_at < self.time
-            for transfer in entry.transfers
-            for account, change in (
-                (transfer.debit_account, -transfer.amount),
-                (transfer.credit_account, transfer.amount),
-            )
-        ]
 
     def standing_after(self) -> Standing:
         """Return assets, counters and cursors as they are after this batch."""

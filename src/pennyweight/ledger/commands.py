@@ -62,18 +62,21 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         raise NotImplementedError
 
 
+def counted_fields(command: Command) -> Any:
+    """Return what becomes the counted fields as JSON, defaults left out."""
+    if command.counted == command.__struct_fields__:
+        return command
+    defaults = _defaults(type(command))
+    return {
+        name: value
+        for name in command.counted
+        if (value := getattr(command, name)) != defaults.get(name, msgspec.UNSET)
+    }
+
+
 def fingerprint(command: Command) -> bytes:
     """Return the counted fields as JSON, defaults left out."""
-    if command.counted == command.__struct_fields__:
-        return _encoder.encode(command)
-    defaults = _defaults(type(command))
-    return _encoder.encode(
-        {
-            name: value
-            for name in command.counted
-            if (value := getattr(command, name)) != defaults.get(name, msgspec.UNSET)
-        }
-    )
+    return _encoder.encode(counted_fields(command))
 
 
 def differing_field(first: bytes, second: bytes) -> str:

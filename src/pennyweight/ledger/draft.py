@@ -301,8 +301,8 @@ class Draft:
             refuse(Reason.AMOUNT_NOT_POSITIVE, "the amount must be greater than zero")
         if debit_id == credit_id:
             refuse(Reason.SAME_ACCOUNT, "debit and credit account are the same")
-        debit = self._touch(debit_id)
-        credit = self._touch(credit_id)
+        debit = self._accounts.get(debit_id) or self._touch(debit_id)
+        credit = self._accounts.get(credit_id) or self._touch(credit_id)
         if debit.is_closed:
             _closed(debit)
         if credit.is_closed:
@@ -579,7 +579,7 @@ class Draft:
             committed = self.facts.account(account_id)
             if committed is None:
                 _no_account(account_id)
-            account = self._accounts[account_id] = committed.__copy__()
+            account = self._accounts[account_id] = committed.__copy__()  # type: ignore[attr-defined]
         return account
 
     def _line(self, account: Account, change: int) -> None:

@@ -78,6 +78,28 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     answer: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class Sealed(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """An entry as it is written: the same fields as `Entry`, in one pass from the command and answer."""
+
+    sequence: int
+    command: str
+    product: str
+    fields: Any
+    answer: Any
+    transfers: list[Transfer]
+    lines: list[Line]
+    key: str = ""
+    version: int = 1
+    effective_at: int | None = None
+    openings: list[Opening] = []
+    closings: list[str] = []
+    holds: list[HoldChange] = []
+    records: list[Record] = []
+    events: list[Event] = []
+    cursors: list[CursorMove] = []
+    counters: dict[str, int] = {}
+
+
 class CorruptEntry(Exception):
     """A stored body is not what this version can have written."""
 
@@ -86,7 +108,7 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Entry)
 
 
-def encode_entry(entry: Entry) -> bytes:
+def encode_entry(entry: Sealed) -> bytes:
     """Return the bytes of an entry that are hashed, stored and exported."""
     return FORMAT + _encoder.encode(entry)
 

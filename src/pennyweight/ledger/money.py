@@ -29,7 +29,7 @@ def parse(value: str | int, *, signed: bool = False) -> tuple[int, int]:
     amount_too_large, amount_too_fine.
     """
     if value.__class__ is int:
-        digits, decimals, sign = abs(value), 0, "-" if value < 0 else ""  # type: ignore[arg-type,operator]
+        digits, decimals, sign = abs(value), 0, "-" if value < 0 else ""  # type: ignore[operator]
         if digits >= LIMIT:
             refuse(Reason.AMOUNT_TOO_LARGE, f"an amount has at most {DIGITS_MAX} digits")
     else:
@@ -87,19 +87,42 @@ def to_units(value: str | int, scale: int, *, signed: bool = False) -> int:
     Refusals: those of `parse`; amount_too_fine for more decimals than the scale,
     amount_too_large for more than 38 digits of smallest units.
     """
+    if value.__class__ is str:
+        units = _plain_units(value, scale)  # type: ignore[arg-type]
+        if units >= 0:
+            return units
     digits, decimals = parse(value, signed=signed)
     if decimals > scale:
-        # `parse` leaves the zeros of an int alone, but text arrives in lowest form.
         refuse(
             Reason.AMOUNT_TOO_FINE,
             f"at most {scale} decimals are allowed, {decimals} were given",
             decimals=decimals,
             decimals_max=scale,
         )
-    units: int = digits * 10 ** (scale - decimals)
+    units = digits * 10 ** (scale - decimals)
     if not -LIMIT < units < LIMIT:
         refuse(Reason.AMOUNT_TOO_LARGE, f"an amount has at most {DIGITS_MAX} digits of its unit")
     return units
+
+
+def _plain_units(text: str, scale: int) -> int:
+    """Return the units of text like "12.50" that surely fits, -1 for all else (`parse` decides).
+
+    Most amounts are like that, and one conversion of their digits is all they need.
+    """
+    whole, point, fraction = text.partition(".")
+    digits = whole + fraction
+    if (
+        not digits.isdigit()
+        or not digits.isascii()
+        or not whole
+        or (point and not fraction)
+        or (whole[0] == "0" and whole != "0")
+        or len(fraction) > scale
+        or len(whole) + scale > DIGITS_MAX
+    ):
+        return -1
+    return int(digits.ljust(len(whole) + scale, "0"))
 
 
 def format_amount(units: int, scale: int) -> str:
