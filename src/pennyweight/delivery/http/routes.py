@@ -1,7 +1,8 @@
 """The table of routes: what every face declares, and both ways of answering share.
 
 A command route parses a request into a submission (or answers at once), and renders the
-outcome. Both are pure functions of what they are given, so the short way inside the
+outcome. `parse` and `read` may raise `wire.BadRequest` and `Refused`, which become problem
+documents. Both are pure functions of what they are given, so the short way inside the
 server's protocol and the long way through Falcon give the same bytes. A read route
 answers from committed rows, in a reader's thread.
 """
@@ -21,7 +22,10 @@ PROBLEM = "application/problem+json"
 
 
 class Request(msgspec.Struct, gc=False):
-    """A request as a face sees it: path parameters and query decoded, header names in lower case."""
+    """A request as a face sees it: path parameters and query decoded, header names in lower case.
+
+    `correlation_id` names it in the log; set before `render` when a rule of ours broke.
+    """
 
     method: str
     path: str
@@ -29,6 +33,7 @@ class Request(msgspec.Struct, gc=False):
     params: dict[str, str] = {}
     query: dict[str, str] = {}
     headers: Mapping[str, str] = {}
+    correlation_id: str = ""
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
