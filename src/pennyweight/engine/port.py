@@ -279,8 +279,11 @@ class Store(Protocol):
         """Return how many bytes the book takes on disk (0 in memory)."""
 
     def rows(self) -> Iterable[tuple[str, Any]]:
-        """Yield ("account", Account), ("hold", Hold), ("record", Record), ("cursor", CursorMove)
-        and ("key", KeyRow) of all rows, for verification, in any order, as of one moment."""
+        """Yield all rows, for verification, as of one moment.
+
+        First ("head", Head) of that moment, then in any order ("account", Account),
+        ("hold", Hold), ("record", Record), ("cursor", CursorMove) and ("key", KeyRow).
+        """
 
     def close(self) -> None:
         """Release the book."""

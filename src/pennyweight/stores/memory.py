@@ -333,6 +333,7 @@ class MemoryStore:
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         """See `Store`."""
+        yield "head", self._head
         for account in self._accounts.values():
             yield "account", account
         for hold in self._holds.values():
