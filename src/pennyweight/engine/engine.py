@@ -168,7 +168,7 @@ class Engine:
         Committed time is the later of `now` and the last batch's plus 1 µs.
         """
         self._time = max(now, self.head.committed_at + 1)
-        wanted = WantedReads(self.cache)
+        wanted = WantedReads(self.cache, self._standing.counters)
         self._taken = []
         self._early = []
         cap = self._batch_cap

@@ -5,6 +5,9 @@ the overlay is merged into the cache when its append is confirmed, and dropped w
 A fact is present, absent or unloaded; an unloaded one raises `Unloaded`, never "absent".
 """
 
+from collections import Counter
+from collections.abc import Mapping
+
 import msgspec
 
 from pennyweight.engine.cache import HolderCache
@@ -31,13 +34,15 @@ ASSET = "asset"
 class WantedReads:
     """Collects a batch's reads (the `Wanted` of the commands), leaving out what is cached."""
 
-    def __init__(self, cache: HolderCache) -> None:
-        """Nothing wanted yet."""
+    def __init__(self, cache: HolderCache, counters: Mapping[str, int]) -> None:
+        """Nothing wanted yet. `counters` as committed."""
         self.reads = Reads()
         self.holders: set[str] = set()
         """Every holder the batch names, resident or not."""
         self._cache = cache
         self._cached = cache.accounts
+        self._counters = counters
+        self._numbered: Counter[str] = Counter()
 
     def account(self, account_id: str) -> None:
         """See `Wanted`."""
@@ -52,6 +57,16 @@ class WantedReads:
             self.holders.add(holder)
             if not self._cache.use(holder):
                 self.reads.holders.add(holder)
+
+    def accounts(self, *account_ids: str) -> None:
+        """See `Wanted`."""
+        for account_id in account_ids:
+            self.account(account_id)
+
+    def next_holder(self, counter: str, prefix: str) -> None:
+        """See `Wanted`. The k-th command of a batch that asks gets at most the k-th next number."""
+        self._numbered[counter] += 1
+        self.holder(f"{prefix}:{self._counters.get(counter, 0) + self._numbered[counter]}")
 
     def hold(self, hold_id: int) -> None:
         """See `Wanted`."""

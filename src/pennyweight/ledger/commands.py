@@ -19,6 +19,12 @@ class Wanted(Protocol):
     def holder(self, holder: str) -> None:
         """All accounts of a holder, and the records kept with it."""
 
+    def accounts(self, *account_ids: str) -> None:
+        """Several accounts, each as `account` does it."""
+
+    def next_holder(self, counter: str, prefix: str) -> None:
+        """The holder `prefix:<number>` that `decide` will name by the counter's next number."""
+
     def hold(self, hold_id: int) -> None:
         """A hold and its account."""
 

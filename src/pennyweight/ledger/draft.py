@@ -8,6 +8,7 @@ and held sums match the holds; these checks are no `assert` and survive `python 
 Every verb checks first; after its line "nothing below may refuse" it only changes.
 """
 
+from collections.abc import Iterable
 from typing import Any, NoReturn, Protocol
 
 import msgspec
@@ -156,6 +157,21 @@ class Draft:
             if account is None:
                 _no_account(account_id)
         return account
+
+    def load(self, account_ids: Iterable[str]) -> None:
+        """Have these accounts read in one further round if they are not loaded.
+
+        For a rule that learns only while deciding which accounts it needs; touching them
+        one by one would cost a round each.
+        """
+        missing = []
+        for account_id in account_ids:
+            try:
+                self.find_account(account_id)
+            except Unloaded:
+                missing.append(account_id)
+        if missing:
+            raise Unloaded("accounts", *missing)
 
     def asset(self, name: str) -> Asset:
         """Return a registered asset. Refusal: asset_unknown."""

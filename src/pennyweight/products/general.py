@@ -123,8 +123,8 @@ class RegisterAsset(Command, frozen=True):
 class OpenAccount(Command, frozen=True):
     """Open an account by its id, with a floor of at most zero if not the holder's usual one.
 
-    Refusals: account_id_invalid, asset_unknown, floor_invalid, account_exists,
-    too_many_accounts, and those of an amount.
+    Refusals: account_id_invalid, owned_by_product (`account:<n>` is numbered by payments),
+    asset_unknown, floor_invalid, account_exists, too_many_accounts, and those of an amount.
     """
 
     name = "open_account"
@@ -142,6 +142,12 @@ class OpenAccount(Command, frozen=True):
 
     def decide(self, draft: Draft) -> AccountAnswer:
         """See the class."""
+        if self.account.startswith("account:"):
+            refuse(
+                Reason.OWNED_BY_PRODUCT,
+                "accounts under 'account' are opened and numbered by payments",
+                owner="payments",
+            )
         if self.floor is None:
             return account_answer(draft, draft.open_account(self.account))
         asset = draft.asset(self.account.rpartition(":")[2])
