@@ -8,7 +8,7 @@ the same engine on a seeded clock.
 
 from collections import Counter, deque
 from collections.abc import Callable
-from enum import Enum
+from enum import IntEnum
 from typing import Any
 
 import msgspec
@@ -43,7 +43,7 @@ ROUNDS_MAX = 3
 LATE_EVERY = 32
 """Commands decided between two looks at whether the batch has taken long enough."""
 
-class Lane(Enum):
+class Lane(IntEnum):
     """Where a command waits; each lane has its share of every batch, so that none starves."""
 
     INTERACTIVE = 0
@@ -127,11 +127,11 @@ class Engine:
         self.refusals: Counter[str] = Counter()
         self.replays = 0
         self.deferrals = 0
-        self._standing = standing
+        self._standing = self._standing_after = standing
         self._queue_max = queue_max
         self._batch_max = batch_max
         self._batch_cap = batch_max
-        self._lanes: dict[Lane, deque[Submission]] = {lane: deque() for lane in Lane}
+        self._lanes: tuple[deque[Submission], ...] = tuple(deque() for _ in Lane)
         self._taken: list[Submission] = []
         self._answers: list[Answer] = []
         self._overlay: Overlay | None = None
@@ -151,7 +151,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How many commands wait in all lanes."""
-        return sum(map(len, self._lanes.values()))
+        return sum(map(len, self._lanes))
 
     def submit(self, submission: Submission) -> None:
         """Queue a command. Raises QueueFull. Safe from any thread."""
@@ -167,15 +167,20 @@ class Engine:
 
         Committed time is the later of `now` and the last batch's plus 1 µs.
         """
+        waiting = self.waiting
+        if not waiting:
+            return None
         self._time = max(now, self.head.committed_at + 1)
         wanted = WantedReads(self.cache, self._standing.counters)
         self._taken = []
         self._early = []
         cap = self._batch_cap
-        for lane, share in _SHARES:
-            self._take(self._lanes[lane], len(self._taken) + max(1, int(cap * share)), wanted)
-        for lane, _ in _SHARES:
-            self._take(self._lanes[lane], cap, wanted)
+        if waiting > cap:
+            for lane, share in _SHARES:
+                self._take(self._lanes[lane], len(self._taken) + max(1, int(cap * share)), wanted)
+        for queue in self._lanes:
+            if queue:
+                self._take(queue, cap, wanted)
         if not self._taken and not self._early:
             return None
         self.cache.make_room(wanted.reads.holders, wanted.holders)
@@ -215,7 +220,7 @@ class Engine:
         overlay, append = self._overlay, self._append
         if overlay is not None and append is not None:
             self.cache.update(overlay.accounts, overlay.records.values())
-            self._standing = overlay.standing_after()
+            self._standing = self._standing_after
             self.head = append.head
         self._batch_cap = min(self._batch_max, self._batch_cap * 2)
         return self._finish()
@@ -244,10 +249,11 @@ class Engine:
 
     def drain(self, message: str) -> list[Answer]:
         """Answer everything that still waits: it was not decided. For a driver that stops."""
-        waiting = [submission for lane in self._lanes.values() for submission in lane]
-        for lane in self._lanes.values():
-            lane.clear()
-        return [(submission, Unknown(message)) for submission in waiting]
+        answers: list[Answer] = []
+        for lane in self._lanes:
+            while lane:  # `submit` may run meanwhile: one by one, so that none is lost
+                answers.append((lane.popleft(), Unknown(message)))
+        return answers
 
     # ── inside ────────────────────────────────────────────────────────────────────
 
@@ -363,6 +369,7 @@ class Engine:
             RULES,
         )
         chain = next_chain(head.chain, header, bodies)
+        self._standing_after = overlay.standing_after()
         after = Head(
             book=head.book,
             incarnation=head.incarnation,
@@ -370,7 +377,7 @@ class Engine:
             sequence=head.sequence + len(bodies),
             chain=chain,
             committed_at=self._time,
-            counters=overlay.standing_after().counters,
+            counters=self._standing_after.counters,
         )
         return Append(
             head,

@@ -302,6 +302,8 @@ class Overlay:
 
     def hold_rows(self) -> list[HoldRow]:
         """Return the holds changed, by id."""
+        if not self._holds:
+            return []
         found = self._found
         by_account = {hold.id: hold for holds in found.open_holds.values() for hold in holds}
         return [
@@ -323,6 +325,8 @@ class Overlay:
     def standing_after(self) -> Standing:
         """Return assets, counters and cursors as they are after this batch."""
         standing = self._standing
+        if not (self._assets or self._counters or self._cursors):
+            return standing
         cursors = {move.name: move.after for move in self._cursors.values()}
         return Standing(
             {**standing.assets, **self._assets} if self._assets else standing.assets,

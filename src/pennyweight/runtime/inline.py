@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Callable, Sequence
 
-from pennyweight.engine.engine import Engine, Submission
-from pennyweight.engine.port import Store
+from pennyweight.engine.engine import Answer, Engine, Submission
+from pennyweight.engine.port import ConstraintFailed, Store
 from pennyweight.engine.receipts import Outcome
 from pennyweight.ledger.commands import Command
 
@@ -28,27 +28,31 @@ class InlineBook:
 
         Raises what the store raises when it fails; the book must not be used afterwards.
         """
-        engine, store = self.engine, self.store
         outcomes: dict[int, Outcome] = {}
         with self._lock:
             for submission in submissions:
-                engine.submit(submission)
-            while (batch := engine.next_batch(self._clock())) is not None:
-                append = engine.decide(store.begin(*batch), _never)
-                try:
-                    if append is not None:
-                        store.append(append)
-                except Exception as error:
-                    answers = engine.failed(error)
-                    if not answers and engine.waiting:
-                        continue
-                    if any(True for _ in answers):
-                        raise
-                else:
-                    answers = engine.committed()
-                for submission, outcome in answers:
+                self.engine.submit(submission)
+            while self.engine.waiting:
+                for submission, outcome in self._step():
                     outcomes[id(submission)] = outcome
         return [outcomes[id(submission)] for submission in submissions]
+
+    def _step(self) -> list[Answer]:
+        """Decide and append one batch."""
+        engine, store = self.engine, self.store
+        batch = engine.next_batch(self._clock())
+        if batch is None:
+            return []
+        append = engine.decide(store.begin(*batch), _never)
+        try:
+            if append is not None:
+                store.append(append)
+        except ConstraintFailed as error:
+            return engine.failed(error)
+        except BaseException as error:
+            engine.failed(error)
+            raise
+        return engine.committed()
 
 
 def _never() -> bool:

@@ -1,0 +1,413 @@
+"""The proof of a book: its journal read from the first entry to the last, its rows compared.
+
+`verify` recomputes the chain, checks that sequences are gapless and times rise, applies
+every entry to a `Rebuilt` book, which checks the rules again, and compares what comes out
+with the head and with every row of the store. It reads through the source it is given
+and may run beside a serving process: the rows are read as of one moment, and the journal
+up to that moment. `check_tail` is the quick look at start.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import msgspec
+
+from pennyweight.engine.chain import next_chain
+from pennyweight.engine.engine import RULES
+from pennyweight.engine.port import BatchHeader, Head
+from pennyweight.engine.rebuild import (
+    Answers,
+    Invariant,
+    Rebuilt,
+    Tally,
+    bucket_of,
+    hold_digest,
+    key_digest,
+    record_digest,
+)
+from pennyweight.ledger.accounts import Account
+from pennyweight.ledger.entries import CorruptEntry, decode_entry
+from pennyweight.ledger.holds import Hold, HoldState
+
+PROBLEMS_MAX = 100
+"""Problems that are told in words; further ones are counted."""
+
+_PAGE = 1_000
+_TAIL = 2_000
+
+
+class Source(Protocol):
+    """What verification reads: these methods of a `Store`."""
+
+    def head(self) -> Head:
+        """See `Store`."""
+
+    def batches(self, after: int, limit: int) -> list[tuple[BatchHeader, bytes]]:
+        """See `Store`."""
+
+    def entries(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+        """See `Store`."""
+
+    def rows(self) -> Iterable[tuple[str, Any]]:
+        """See `Store`."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Something wrong: a sentence, and the entry it was found at (0: no single one)."""
+
+    sequence: int
+    problem: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a verification found. `first_wrong` is the problem with the least sequence.
+
+    `problems` holds at most 100 of `problem_count`, in the order of their entries.
+    """
+
+    ok: bool
+    book: str
+    sequence: int
+    chain_head: str
+    state_digest: str
+    first_wrong: Problem | None
+    problems: list[Problem]
+    problem_count: int
+    entries: int
+
+
+Progress = Callable[[int, int], None]
+"""Hears (entries done, entries in all) now and then."""
+
+
+def verify(
+    source: Source,
+    *,
+    answers: Answers,
+    invariants: Iterable[Invariant] = (),
+    progress: Progress = lambda _done, _all: None,
+) -> Report:
+    """Prove a whole book. Raises what the source raises when it cannot be read at all."""
+    return _Verification(source, answers, invariants, progress).run()
+
+
+def check_tail(source: Source) -> Problem | None:
+    """Check the chain of the last batches against the head; return the first problem."""
+    head = source.head()
+    found: list[Problem] = []
+    after = max(0, head.sequence - _TAIL)
+    batches = source.batches(after, _TAIL)
+    if after and batches:
+        header, chain = batches.pop(0)
+        position, time = header.first_sequence + header.count - 1, header.committed_at
+    else:
+        position, chain, time = 0, bytes(32), 0
+    for header, stored in batches:
+        bodies = [body for _, body in source.entries(position, header.count)]
+        if header.first_sequence != position + 1 or len(bodies) != header.count:
+            return Problem(position + 1, "an entry or the header of its batch is missing")
+        if next_chain(chain, header, bodies) != stored:
+            return Problem(position + 1, f"the chain of its batch ({header.count}) differs")
+        position, chain, time = position + header.count, stored, header.committed_at
+    if (head.sequence, head.chain, head.committed_at) != (position, chain, time):
+        found.append(Problem(head.sequence, "the head of the book is not its last batch"))
+    return found[0] if found else None
+
+
+class _Verification:
+    """One run; see `verify`."""
+
+    def __init__(
+        self, source: Source, answers: Answers, invariants: Iterable[Invariant], progress: Progress
+    ) -> None:
+        self._source = source
+        self._progress = progress
+        self._problems: list[Problem] = []
+        self._count = 0
+        self._first: Problem | None = None
+        self._rebuilt = Rebuilt(self._complain, answers=answers, invariants=invariants)
+        self._position = 0
+        self._chain = bytes(32)
+        self._time = 0
+        self._epoch = 0
+        self._entries = 0
+        self._total = 0
+        self._bodies: Iterator[tuple[int, bytes]] = iter(())
+        self._ahead: tuple[int, bytes] | None = None
+
+    def run(self) -> Report:
+        head = self._source.head()
+        self._read_journal(head)
+        rows = iter(self._source.rows())
+        # The book may have grown meanwhile; the rows say as of which moment they are.
+        kind, row = next(rows)
+        if kind == "head":
+            head = row
+            self._read_journal(head)
+        else:
+            raise TypeError("a store's rows begin with its head")
+        self._rebuilt.finish()
+        self._check_head(head)
+        self._compare(rows)
+        self._problems.sort(key=lambda problem: problem.sequence)
+        return Report(
+            ok=self._count == 0,
+            book=head.book,
+            sequence=self._position,
+            chain_head=self._chain.hex(),
+            state_digest=self._rebuilt.state_digest(),
+            first_wrong=self._first,
+            problems=self._problems,
+            problem_count=self._count,
+            entries=self._entries,
+        )
+
+    def _complain(self, sequence: int, problem: str) -> None:
+        """Note a problem; one without an entry of its own comes after all others."""
+        self._count += 1
+        told = Problem(sequence, problem)
+        first = self._first
+        if first is None or (sequence or 1 << 63) < (first.sequence or 1 << 63):
+            self._first = told
+        if len(self._problems) < PROBLEMS_MAX:
+            self._problems.append(told)
+
+    # ── the journal ───────────────────────────────────────────────────────────────
+
+    def _read_journal(self, head: Head) -> None:
+        """Read on, batch by batch, until the head."""
+        self._total = head.sequence
+        self._bodies = _entries(self._source, self._position, head.sequence)
+        self._ahead = next(self._bodies, None)
+        told = 0
+        for header, chain in _batches(self._source, self._position, head.sequence):
+            self._batch(head, header, chain)
+            if self._entries - told >= _PAGE:
+                told = self._entries
+                self._progress(self._position, self._total)
+        if self._position < head.sequence:
+            self._complain(
+                self._position + 1,
+                f"the batches of the entries up to {head.sequence} are missing",
+            )
+            self._position = head.sequence
+        self._progress(self._position, self._total)
+
+    def _batch(self, head: Head, header: BatchHeader, chain: bytes) -> None:
+        """Check a header, apply its entries, and check the chain after them."""
+        first = header.first_sequence
+        problems = self._count
+        if first <= self._position or header.count < 1:
+            self._complain(first, "it is in a batch that was read already, or in an empty one")
+            return
+        if first != self._position + 1:
+            self._complain(
+                self._position + 1,
+                f"no batch has the entries {self._position + 1} to {first - 1}",
+            )
+            self._take(first - 1, header.committed_at)
+        if header.committed_at <= self._time:
+            self._complain(first, "the time of its batch is not later than the last one's")
+        if header.book != head.book or header.epoch < self._epoch or header.rules > RULES:
+            self._complain(first, "its batch names another book, an older epoch or newer rules")
+        bodies = self._take(first + header.count - 1, header.committed_at)
+        if next_chain(self._chain, header, bodies) != chain and self._count == problems:
+            last = first + header.count - 1
+            where = "it was changed" if last == first else f"one of {first} to {last} was changed"
+            self._complain(first, f"the chain of its batch differs: {where} after the commit")
+        self._chain, self._time, self._epoch = chain, header.committed_at, header.epoch
+
+    def _take(self, last: int, time: int) -> list[bytes]:
+        """Apply the entries up to a sequence, and return their bodies."""
+        bodies: list[bytes] = []
+        apply = self._rebuilt.apply
+        while self._position < last:
+            self._position = sequence = self._position + 1
+            ahead = self._ahead
+            if ahead is None or ahead[0] != sequence:
+                self._complain(sequence, "it is missing")
+                continue
+            body = ahead[1]
+            self._ahead = next(self._bodies, None)
+            self._entries += 1
+            bodies.append(body)
+            try:
+                entry = decode_entry(body)
+            except CorruptEntry as error:
+                self._complain(sequence, f"it cannot be read: {error}")
+                continue
+            if entry.sequence != sequence:
+                self._complain(sequence, f"its body says that it is entry {entry.sequence}")
+                continue
+            apply(entry, time)
+        return bodies
+
+    def _check_head(self, head: Head) -> None:
+        """Compare the head with the end of the journal."""
+        if (head.sequence, head.chain, head.committed_at) != (
+            self._position,
+            self._chain,
+            self._time,
+        ):
+            self._complain(self._position, "the head of the book is not its last batch")
+        if head.epoch < self._epoch:
+            self._complain(self._position, "the head has an older epoch than the last batch")
+        counters = self._rebuilt.counters
+        if dict(head.counters) != counters:
+            for name in sorted(head.counters.keys() | counters.keys()):
+                stored, rebuilt = head.counters.get(name, 0), counters.get(name, 0)
+                if stored != rebuilt:
+                    self._complain(
+                        0, f"counter {name} is stored as {stored}, the journal says {rebuilt}"
+                    )
+
+    # ── the rows ──────────────────────────────────────────────────────────────────
+
+    def _compare(self, rows: Iterator[tuple[str, Any]]) -> None:
+        """Compare every row with the rebuilt book; what differs is then looked for."""
+        rebuilt = self._rebuilt
+        wanted = _Wanted()
+        counts = {"account": 0, "hold": 0, "record": 0, "cursor": 0}
+        keys, ended = Tally(), Tally()
+        cursors: dict[str, int] = {}
+        for kind, row in rows:
+            if kind == "key":
+                keys.add(row.sequence, key_digest(row.product, row.key, row.sequence))
+                continue
+            counts[kind] += 1
+            if kind == "account":
+                self._compare_account(row)
+            elif kind == "record":
+                stored = rebuilt.records.get((row.kind, row.id))
+                if stored is None or stored[4:36] != record_digest(row):
+                    wanted.records.add((row.kind, row.id))
+            elif kind == "cursor":
+                cursors[row.name] = row.after
+            elif row.state is not HoldState.OPEN:
+                ended.add(row.id, hold_digest(row))
+            elif rebuilt.open_holds.get(row.id) != row:
+                wanted.holds.add(bucket_of(row.id))
+        if cursors != rebuilt.cursors:
+            self._complain(0, f"the cursors are stored as {cursors}, not as {rebuilt.cursors}")
+        wanted.holds |= rebuilt.ended_holds.differing(ended)
+        wanted.keys = rebuilt.keys.differing(keys)
+        wanted.all_accounts = counts["account"] != len(rebuilt.accounts)
+        wanted.all_records = counts["record"] != len(rebuilt.records)
+        wanted.all_holds = counts["hold"] != len(rebuilt.open_holds) + rebuilt.ended_holds.count
+        if wanted:
+            self._locate(wanted)
+
+    def _compare_account(self, row: Account) -> None:
+        account = self._rebuilt.accounts.get(row.id)
+        if account == row or self._rebuilt.is_broken(row.id):
+            return
+        if account is None:
+            self._complain(0, f"account {row.id} is stored, but no entry opens it")
+            return
+        for name in Account.__struct_fields__:
+            stored, told = getattr(row, name), getattr(account, name)
+            if stored != told:
+                self._complain(
+                    account.version,
+                    f"account {row.id} is stored with {name} {stored}, its entries say {told}",
+                )
+                return
+
+    def _locate(self, wanted: "_Wanted") -> None:
+        """Read rows and journal once more, and name the entries of the rows that differ."""
+        told = _Rows()
+        for sequence, body in _entries(self._source, 0, self._position):
+            try:
+                entry = decode_entry(body)
+            except CorruptEntry:
+                continue
+            if entry.key and bucket_of(sequence) in wanted.keys:
+                told.keys[entry.product, entry.key] = (sequence, sequence)
+            for change in entry.holds:
+                if wanted.is_hold(change.hold.id):
+                    told.holds[change.hold.id] = (sequence, change.hold)
+            for record in entry.records:
+                if wanted.is_record((record.kind, record.id)):
+                    told.records[record.kind, record.id] = (sequence, record)
+        stored = _Rows()
+        missing = set(self._rebuilt.accounts) if wanted.all_accounts else set()
+        for kind, row in self._source.rows():
+            if kind == "account":
+                missing.discard(row.id)
+            elif kind == "key" and bucket_of(row.sequence) in wanted.keys:
+                stored.keys[row.product, row.key] = (row.sequence, row.sequence)
+            elif kind == "hold" and wanted.is_hold(row.id):
+                stored.holds[row.id] = (0, row)
+            elif kind == "record" and wanted.is_record((row.kind, row.id)):
+                stored.records[row.kind, row.id] = (0, row)
+        for account_id in missing:
+            version = self._rebuilt.accounts[account_id].version
+            self._complain(version, f"account {account_id} is not stored")
+        self._differences("key", told.keys, stored.keys)
+        self._differences("hold", told.holds, stored.holds)
+        self._differences("record", told.records, stored.records)
+
+    def _differences(
+        self, what: str, told: dict[Any, tuple[int, Any]], stored: dict[Any, tuple[int, Any]]
+    ) -> None:
+        """Complain about rows that are not as the journal tells them."""
+        for name, (sequence, row) in told.items():
+            found = stored.pop(name, None)
+            if found is None:
+                self._complain(sequence, f"its {what} {_text(name)} is not stored")
+            elif found[1] != row:
+                self._complain(sequence, f"its {what} {_text(name)} is stored differently")
+        for name, (sequence, _) in stored.items():
+            self._complain(sequence, f"{what} {_text(name)} is stored, but no entry made it")
+
+
+class _Wanted(msgspec.Struct):
+    """Which rows differ: buckets of keys and holds, records by name, or any that are missing."""
+
+    keys: set[int] = msgspec.field(default_factory=set)
+    holds: set[int] = msgspec.field(default_factory=set)
+    records: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    all_accounts: bool = False
+    all_holds: bool = False
+    all_records: bool = False
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, name) for name in self.__struct_fields__)
+
+    def is_hold(self, hold_id: int) -> bool:
+        return self.all_holds or bucket_of(hold_id) in self.holds
+
+    def is_record(self, name: tuple[str, str]) -> bool:
+        return self.all_records or name in self.records
+
+
+class _Rows(msgspec.Struct):
+    """Rows by name, each with the entry that made it last."""
+
+    keys: dict[Any, tuple[int, Any]] = msgspec.field(default_factory=dict)
+    holds: dict[Any, tuple[int, Hold]] = msgspec.field(default_factory=dict)
+    records: dict[Any, tuple[int, Any]] = msgspec.field(default_factory=dict)
+
+
+def _text(name: Any) -> str:
+    return " ".join(name) if isinstance(name, tuple) else str(name)
+
+
+def _batches(source: Source, after: int, last: int) -> Iterator[tuple[BatchHeader, bytes]]:
+    """Yield (header, chain) of the batches after one sequence up to another."""
+    while page := source.batches(after, _PAGE):
+        for header, chain in page:
+            if header.first_sequence > last:
+                return
+            yield header, chain
+        after = page[-1][0].first_sequence
+
+
+def _entries(source: Source, after: int, last: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (sequence, body) of the entries after one sequence up to another."""
+    while after < last and (page := source.entries(after, min(_PAGE, last - after))):
+        for row in page:
+            if row[0] > last:
+                return
+            yield row
+        after = page[-1][0]
