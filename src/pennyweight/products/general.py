@@ -6,17 +6,29 @@ They act on what the ledger itself owns; holds and entries of other products ref
 
 import msgspec
 
-from pennyweight.ledger.accounts import HOUSE, WORLD, Account, check_account_id
+from pennyweight.ledger.accounts import (
+    WORLD,
+    Account,
+    asset_of,
+    check_account_id,
+    is_bounded,
+    user_account,
+    user_holder,
+)
 from pennyweight.ledger.assets import SCALE_MAX, Asset, is_asset_name
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import TRANSFERS_MAX, Draft
 from pennyweight.ledger.holds import Hold
-from pennyweight.ledger.money import format_amount, to_units
-from pennyweight.ledger.refusals import Reason, refuse
+from pennyweight.ledger.money import canonical, format_amount, to_units
+from pennyweight.ledger.refusals import Reason, Refused, refuse
 
 PRODUCT = "ledger"
 ASSET = "asset"
 REVERSAL = "reversal"
+
+_CUSTOMERS = ("user:", "account:")
+_OPENED_BY_USE = ("world:", "house:")
+_HOLD_SECONDS_MAX = 10 * 366 * 86_400
 
 
 class AccountAnswer(msgspec.Struct, frozen=True):
@@ -50,6 +62,13 @@ class TransfersAnswer(msgspec.Struct, frozen=True):
 
     sequence: int
     transfers: list[TransferAnswer]
+
+
+class BalancesAnswer(msgspec.Struct, frozen=True):
+    """The accounts that were given opening balances, in the order asked for."""
+
+    sequence: int
+    accounts: list[str]
 
 
 class HoldAnswer(msgspec.Struct, frozen=True):
@@ -97,7 +116,11 @@ class RegisterAsset(Command, frozen=True):
 
     def decide(self, draft: Draft) -> Asset:
         """See the class."""
-        if not is_asset_name(self.asset) or not 0 <= self.scale <= SCALE_MAX or self.currency_id < 1:
+        if (
+            not is_asset_name(self.asset)
+            or not 0 <= self.scale <= SCALE_MAX
+            or self.currency_id < 1
+        ):
             refuse(
                 Reason.ASSET_INVALID,
                 f"an asset is named in capitals and has 0 to {SCALE_MAX} decimals",
@@ -113,7 +136,9 @@ class RegisterAsset(Command, frozen=True):
                 scale=before.scale,
             )
         if before is None:
-            draft.put_record(ASSET, self.asset, asset, before=None, names=(f"id:{self.currency_id}",))
+            draft.put_record(
+                ASSET, self.asset, asset, before=None, names=(f"id:{self.currency_id}",)
+            )
         return asset
 
 
@@ -150,7 +175,7 @@ class OpenAccount(Command, frozen=True):
             )
         if self.floor is None:
             return account_answer(draft, draft.open_account(self.account))
-        asset = draft.asset(self.account.rpartition(":")[2])
+        asset = draft.asset(asset_of(self.account))
         floor = to_units(self.floor, asset.scale, signed=True)
         if floor > 0:
             refuse(Reason.FLOOR_INVALID, "a floor is zero or below", floor=self.floor)
@@ -178,7 +203,7 @@ class CloseAccount(Command, frozen=True):
     def decide(self, draft: Draft) -> AccountAnswer:
         """See the class."""
         account = draft.account(self.account)
-        if account.holder in {WORLD, HOUSE}:
+        if not is_bounded(account.id):
             refuse(Reason.OWNED_BY_PRODUCT, f"{self.account!r} is the book's own", owner="book")
         return account_answer(draft, draft.close_account(self.account))
 
@@ -254,10 +279,14 @@ class Transfers(Command, frozen=True):
     def decide(self, draft: Draft) -> TransfersAnswer:
         """See the class."""
         draft.date(self.effective_at)
-        return TransfersAnswer(
-            draft.sequence,
-            [_move(draft, item, position) for position, item in enumerate(self.transfers)],
-        )
+        answers: list[TransferAnswer] = []
+        for position, item in enumerate(self.transfers):
+            try:
+                answers.append(_move(draft, item, position))
+            except Refused as refused:
+                refused.figures["position"] = position
+                raise
+        return TransfersAnswer(draft.sequence, answers)
 
 
 def _check_count(count: int) -> None:
@@ -271,17 +300,14 @@ def _check_count(count: int) -> None:
 
 def _move(draft: Draft, item: Transfer | TransferItem, position: int) -> TransferAnswer:
     """Make one transfer of a request."""
-    units = draft.units(item.amount, item.asset)
     debit, credit = item.debit_account, item.credit_account
-    _admit(draft, debit)
-    _admit(draft, credit)
-    draft.transfer(debit, credit, units)
-    if draft.account(debit).asset != item.asset:
-        refuse(
-            Reason.ASSET_MISMATCH,
-            f"these accounts do not hold {item.asset}",
-            asset=item.asset,
-        )
+    is_plain = debit.startswith(_CUSTOMERS) and credit.startswith(_CUSTOMERS)
+    if not is_plain:
+        _open_own(draft, debit, credit)
+    units = draft.units(item.amount, item.asset)
+    if not is_plain and debit != credit:
+        _keep_off_owed(draft, debit, credit)
+    draft.transfer(debit, credit, units, asset=item.asset)
     return TransferAnswer(
         item.id or f"{draft.sequence}.{position}",
         draft.sequence,
@@ -294,13 +320,69 @@ def _move(draft: Draft, item: Transfer | TransferItem, position: int) -> Transfe
     )
 
 
-def _admit(draft: Draft, account_id: str) -> None:
-    """Open world and house accounts at their first use; keep callers off what the book owes."""
-    if account_id.startswith(("world:", "house:")):
+def _open_own(draft: Draft, *account_ids: str) -> None:
+    """Open world and house accounts at their first use. Refusals: account_id_invalid, asset_unknown."""
+    own = [account_id for account_id in account_ids if account_id.startswith(_OPENED_BY_USE)]
+    for account_id in own:
         check_account_id(account_id)
+    for account_id in own:
         draft.own_account(account_id)
-    elif account_id.startswith("owed:"):
-        refuse(Reason.OWNED_BY_PRODUCT, f"{account_id!r} is the book's own", owner="book")
+
+
+def _keep_off_owed(draft: Draft, *account_ids: str) -> None:
+    """Keep callers off the accounts that book what is owed.
+
+    Refusals: account_not_found, owned_by_product.
+    """
+    owed = [account_id for account_id in account_ids if account_id.startswith("owed:")]
+    if owed:
+        for account_id in account_ids:
+            draft.account(account_id)
+        refuse(Reason.OWNED_BY_PRODUCT, f"{owed[0]!r} is the book's own", owner="book")
+
+
+# ── opening balances ──────────────────────────────────────────────────────────────
+
+
+class LoadBalances(Command, frozen=True):
+    """Give a user opening balances from `world`, all or none; a zero opens the account only.
+
+    `balances` are pairs of asset and amount, each asset once. What the user has already
+    is added to. Refusals: user_id_invalid, too_many_transfers, asset_unknown, those of an
+    amount, account_closed, too_many_accounts, balance_too_large.
+    """
+
+    name = "load_balances"
+    product = PRODUCT
+    counted = ("user", "balances")
+    answer_type = BalancesAnswer
+
+    user: str
+    balances: tuple[tuple[str, str], ...]
+
+    def reads(self, wanted: Wanted) -> None:
+        """The user, and the outside world."""
+        _check_count(len(self.balances))
+        wanted.holder(user_holder(self.user))
+        wanted.holder(WORLD)
+
+    def decide(self, draft: Draft) -> BalancesAnswer:
+        """See the class."""
+        loaded: list[str] = []
+        for asset, amount in self.balances:
+            units = draft.units(amount, asset, is_zero_allowed=True)
+            account_id = user_account(self.user, asset)
+            account = draft.find_account(account_id)
+            if account is None:
+                draft.open_account(account_id)
+            elif account.is_closed:
+                refuse(
+                    Reason.ACCOUNT_CLOSED, f"account {account_id!r} is closed", account=account_id
+                )
+            if units:
+                draft.transfer(draft.own_account(f"{WORLD}:{asset}"), account_id, units)
+            loaded.append(account_id)
+        return BalancesAnswer(draft.sequence, loaded)
 
 
 # ── holds ─────────────────────────────────────────────────────────────────────────
@@ -329,16 +411,17 @@ class PlaceHold(Command, frozen=True):
 
     def decide(self, draft: Draft) -> HoldAnswer:
         """See the class."""
+        _open_own(draft, self.account)
         units = draft.units(self.amount, self.asset)
-        account = draft.account(self.account)
-        _admit(draft, self.account)
-        if account.asset != self.asset:
-            refuse(Reason.ASSET_MISMATCH, f"{self.account!r} does not hold {self.asset}")
         expires_at = None
         if self.expires_in_seconds is not None:
-            if not 0 < self.expires_in_seconds <= 10 * 366 * 86_400:
+            if not 0 < self.expires_in_seconds <= _HOLD_SECONDS_MAX:
                 refuse(Reason.EXPIRY_INVALID, "a hold lasts from one second to ten years")
             expires_at = draft.time + self.expires_in_seconds * 1_000_000
+        _keep_off_owed(draft, self.account)
+        account = draft.account(self.account)
+        if account.asset != self.asset:
+            refuse(Reason.ASSET_MISMATCH, f"{self.account!r} does not hold {self.asset}")
         return hold_answer(draft, draft.place_hold(self.account, units, expires_at=expires_at))
 
 
@@ -366,9 +449,11 @@ class SettleHold(Command, frozen=True):
 
     def decide(self, draft: Draft) -> HoldAnswer:
         """See the class."""
-        hold = draft.open_hold(self.hold)
-        units = draft.units(self.amount, hold.asset)
-        _admit(draft, self.credit_account)
+        _open_own(draft, self.credit_account)
+        if canonical(self.amount) == "0":
+            refuse(Reason.AMOUNT_NOT_POSITIVE, "the amount must be greater than zero")
+        units = draft.units(self.amount, draft.hold(self.hold).asset)
+        _keep_off_owed(draft, self.credit_account)
         settled = draft.settle_hold(
             self.hold, self.credit_account, units, is_rest_kept=self.is_rest_kept
         )
@@ -443,6 +528,7 @@ class Reverse(Command, frozen=True):
 
     def decide(self, draft: Draft) -> ReversalAnswer:
         """See the class."""
+        draft.date(self.effective_at)
         entry = draft.facts.entry(self.sequence)
         if entry is None:
             refuse(Reason.ENTRY_NOT_FOUND, f"there is no entry {self.sequence}")
@@ -460,7 +546,6 @@ class Reverse(Command, frozen=True):
             )
         if draft.record(REVERSAL, str(self.sequence)) is not None:
             refuse(Reason.ENTRY_ALREADY_REVERSED, f"entry {self.sequence} was reversed already")
-        draft.date(self.effective_at)
         answers: list[TransferAnswer] = []
         made = [t for t in entry.transfers if not t.credit_account.startswith("owed:")]
         for position, transfer in enumerate(reversed(made)):
@@ -479,9 +564,7 @@ class Reverse(Command, frozen=True):
                     draft.time if draft.effective_at is None else draft.effective_at,
                 )
             )
-        draft.put_record(
-            REVERSAL, str(self.sequence), {"reversed_by": draft.sequence}, before=None
-        )
+        draft.put_record(REVERSAL, str(self.sequence), {"reversed_by": draft.sequence}, before=None)
         return ReversalAnswer(draft.sequence, self.sequence, answers)
 
 
