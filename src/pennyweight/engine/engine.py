@@ -43,6 +43,7 @@ ROUNDS_MAX = 3
 LATE_EVERY = 32
 """Commands decided between two looks at whether the batch has taken long enough."""
 
+
 class Lane(IntEnum):
     """Where a command waits; each lane has its share of every batch, so that none starves."""
 
@@ -82,7 +83,16 @@ class Submission:
     `ticket` is the driver's. Setting `is_dropped` before the decision takes it back.
     """
 
-    __slots__ = ("command", "is_dropped", "key", "lane", "not_after", "rounds", "ticket", "unloaded")
+    __slots__ = (
+        "command",
+        "is_dropped",
+        "key",
+        "lane",
+        "not_after",
+        "rounds",
+        "ticket",
+        "unloaded",
+    )
 
     def __init__(
         self,
@@ -121,7 +131,9 @@ class Engine:
     ) -> None:
         """`head` and `standing` as the store has them; `users_max` bounds customers in memory."""
         if users_max < HOLDERS_MAX:
-            raise ValueError(f"users_max is {users_max}; one command may touch {HOLDERS_MAX} holders")
+            raise ValueError(
+                f"users_max is {users_max}; one command may touch {HOLDERS_MAX} holders"
+            )
         self.head = head
         self.cache = HolderCache(users_max)
         self.refusals: Counter[str] = Counter()
@@ -299,6 +311,7 @@ class Engine:
             if key:
                 earlier = overlay.entry_of_key(_scope(command), key)
                 if earlier is not None:
+                    command.admit(overlay)
                     return self._replay(command, key, earlier)
             draft = Draft(overlay, command.product)
             answer = command.decide(draft)

@@ -1,11 +1,13 @@
 """Commands: what may be asked of the book, and what its decision must read first."""
 
-from collections.abc import Iterable
+import functools
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from pennyweight.ledger.draft import Draft
+from pennyweight.ledger.draft import Draft, Facts
 
 _encoder = msgspec.json.Encoder()
 
@@ -63,6 +65,13 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         """Say what `decide` will look at; what was forgotten costs another round, no more."""
         raise NotImplementedError
 
+    def admit(self, facts: Facts) -> None:
+        """Refuse what goes before the key: asked only when the key is bound already.
+
+        For faces whose order of checks looks at something else before the duplicate;
+        `decide` makes the same check for a free key.
+        """
+
     def decide(self, draft: Draft) -> Any:
         """Apply the rule to the draft and return the answer, or raise `Refused`."""
         raise NotImplementedError
@@ -72,12 +81,8 @@ def counted_fields(command: Command) -> Any:
     """Return what becomes the counted fields as JSON, defaults left out."""
     if command.counted == command.__struct_fields__:
         return command
-    defaults = _defaults(type(command))
-    return {
-        name: value
-        for name in command.counted
-        if (value := getattr(command, name)) != defaults.get(name, msgspec.UNSET)
-    }
+    fields, shape = _counted(type(command))
+    return shape(*fields(command))
 
 
 def fingerprint(command: Command) -> bytes:
@@ -95,13 +100,28 @@ def differing_field(first: bytes, second: bytes) -> str:
     return ""
 
 
-def _defaults(kind: type[Command]) -> dict[str, Any]:
-    """Return the static defaults of a command's fields."""
-    return {
-        field.name: field.default
-        for field in msgspec.structs.fields(kind)
-        if field.default is not msgspec.NODEFAULT
-    }
+@functools.cache
+def _counted(
+    kind: type[Command],
+) -> tuple[Callable[[Command], tuple[Any, ...]], Callable[..., msgspec.Struct]]:
+    """Return what picks the counted fields of a command, and a struct of just these.
+
+    A field without a default gets one that no value equals, so that it is never left out.
+    """
+    defaults = {field.name: field.default for field in msgspec.structs.fields(kind)}
+    shape = msgspec.defstruct(
+        f"{kind.__name__}Fingerprint",
+        [
+            (name, Any, msgspec.UNSET if defaults[name] is msgspec.NODEFAULT else defaults[name])
+            for name in kind.counted
+        ],
+        omit_defaults=True,
+        gc=False,
+    )
+    if len(kind.counted) == 1:
+        pick = operator.attrgetter(kind.counted[0])
+        return (lambda command: (pick(command),)), shape
+    return operator.attrgetter(*kind.counted), shape
 
 
 def _ordered_union(left: Iterable[str], right: Iterable[str]) -> list[str]:
