@@ -177,7 +177,9 @@ class Draft:
         """Return a registered asset. Refusal: asset_unknown."""
         asset = self.facts.asset(name)
         if asset is None:
-            refuse(Reason.ASSET_UNKNOWN, f"{name[:40]!r} is not a registered asset", asset=name[:40])
+            refuse(
+                Reason.ASSET_UNKNOWN, f"{name[:40]!r} is not a registered asset", asset=name[:40]
+            )
         return asset
 
     def units(self, amount: str | int, asset: str, *, is_zero_allowed: bool = False) -> int:
@@ -244,7 +246,9 @@ class Draft:
         asset_unknown, floor_invalid, account_exists, too_many_accounts.
         """
         if self.find_account(account_id) is not None:
-            refuse(Reason.ACCOUNT_EXISTS, f"account {account_id!r} exists already", account=account_id)
+            refuse(
+                Reason.ACCOUNT_EXISTS, f"account {account_id!r} exists already", account=account_id
+            )
         check_account_id(account_id, is_own=True)
         asset = asset_of(account_id)
         self.asset(asset)
@@ -307,11 +311,14 @@ class Draft:
 
     # ── transfers ─────────────────────────────────────────────────────────────────
 
-    def transfer(self, debit_id: str, credit_id: str, amount: int) -> None:
+    def transfer(
+        self, debit_id: str, credit_id: str, amount: int, *, asset: str | None = None
+    ) -> None:
         """Move an amount of smallest units from one account to the other.
 
-        Refusals: amount_not_positive, amount_too_large, same_account, account_not_found,
-        account_closed, asset_mismatch, insufficient_funds, balance_too_large.
+        `asset` is what the caller believes both hold. Refusals: amount_not_positive,
+        same_account, account_not_found, asset_mismatch, account_closed,
+        insufficient_funds, balance_too_large.
         """
         if amount <= 0:
             refuse(Reason.AMOUNT_NOT_POSITIVE, "the amount must be greater than zero")
@@ -319,15 +326,17 @@ class Draft:
             refuse(Reason.SAME_ACCOUNT, "debit and credit account are the same")
         debit = self._accounts.get(debit_id) or self._touch(debit_id)
         credit = self._accounts.get(credit_id) or self._touch(credit_id)
-        if debit.is_closed:
-            _closed(debit)
-        if credit.is_closed:
-            _closed(credit)
         if debit.asset != credit.asset:
             refuse(
                 Reason.ASSET_MISMATCH,
                 f"{debit_id!r} holds {debit.asset}, {credit_id!r} holds {credit.asset}",
             )
+        if asset is not None and debit.asset != asset:
+            refuse(Reason.ASSET_MISMATCH, f"these accounts do not hold {asset}", asset=asset)
+        if debit.is_closed:
+            _closed(debit)
+        if credit.is_closed:
+            _closed(credit)
         debit_posted = debit.posted - amount
         credit_posted = credit.posted + amount
         if debit.floor is not None and debit_posted - debit.held < debit.floor:
@@ -408,9 +417,13 @@ class Draft:
         Refusals: those of `transfer`; hold_not_found, owned_by_product,
         hold_already_settled, hold_already_voided, hold_expired.
         """
-        hold = self.open_hold(hold_id)
         if amount <= 0:
             refuse(Reason.AMOUNT_NOT_POSITIVE, "the amount must be greater than zero")
+        hold = self.hold(hold_id)
+        if hold.account == credit_id:
+            refuse(Reason.SAME_ACCOUNT, "a hold cannot be paid to its own account")
+        self.account(credit_id)
+        self.open_hold(hold_id)
         from_hold = min(amount, hold.remaining)
         left = hold.remaining - from_hold if is_rest_kept else 0
         account = self._touch(hold.account)
@@ -662,7 +675,11 @@ class Draft:
 
 
 def _no_account(account_id: str) -> NoReturn:
-    refuse(Reason.ACCOUNT_NOT_FOUND, f"there is no account {account_id[:80]!r}", account=account_id[:80])
+    refuse(
+        Reason.ACCOUNT_NOT_FOUND,
+        f"there is no account {account_id[:80]!r}",
+        account=account_id[:80],
+    )
 
 
 def _closed(account: Account) -> NoReturn:

@@ -29,32 +29,31 @@ def parse(value: str | int, *, signed: bool = False) -> tuple[int, int]:
     amount_too_large, amount_too_fine.
     """
     if value.__class__ is int:
-        digits, decimals, sign = abs(value), 0, "-" if value < 0 else ""  # type: ignore[operator]
-        if digits >= LIMIT:
-            refuse(Reason.AMOUNT_TOO_LARGE, f"an amount has at most {DIGITS_MAX} digits")
-    else:
-        if not isinstance(value, str):
-            refuse(Reason.AMOUNT_INVALID, "an amount is a decimal number or its text")
-        match = _SHAPE.fullmatch(value) if len(value) <= _TEXT_LENGTH_MAX else None
-        if match is None:
-            refuse(Reason.AMOUNT_INVALID, f"{value[:40]!r} is not a plain decimal number")
-        sign, whole, fraction, exponent = match.groups()
-        if fraction is None and exponent is None:
-            digits, decimals = int(whole), 0
-        else:
-            digits, decimals = _scaled(whole, fraction or "", exponent)
-    if sign:
-        if digits == 0:
-            refuse(Reason.AMOUNT_INVALID, "minus zero is not an amount")
-        if not signed:
+        if value < 0 and not signed:
             refuse(Reason.AMOUNT_NOT_POSITIVE, "an amount may not be negative here")
-        return -digits, decimals
+        if not -LIMIT < value < LIMIT:
+            refuse(Reason.AMOUNT_TOO_LARGE, f"an amount has at most {DIGITS_MAX} digits")
+        return value, 0
+    if not isinstance(value, str):
+        refuse(Reason.AMOUNT_INVALID, "an amount is a decimal number or its text")
+    match = _SHAPE.fullmatch(value) if len(value) <= _TEXT_LENGTH_MAX else None
+    if match is None:
+        refuse(Reason.AMOUNT_INVALID, f"{value[:40]!r} is not a plain decimal number")
+    sign, whole, fraction, exponent = match.groups(default="")
+    if sign and not (whole + fraction).strip("0"):
+        refuse(Reason.AMOUNT_INVALID, "minus zero is not an amount")
+    if sign and not signed:
+        refuse(Reason.AMOUNT_NOT_POSITIVE, "an amount may not be negative here")
+    if fraction or exponent:
+        digits, decimals = _scaled(whole, fraction, exponent)
+    else:
+        digits, decimals = int(whole), 0
     if digits >= LIMIT:
         refuse(Reason.AMOUNT_TOO_LARGE, f"an amount has at most {DIGITS_MAX} digits")
-    return digits, decimals
+    return -digits if sign else digits, decimals
 
 
-def _scaled(whole: str, fraction: str, exponent: str | None) -> tuple[int, int]:
+def _scaled(whole: str, fraction: str, exponent: str) -> tuple[int, int]:
     """Fold fraction and exponent into (digits, decimals), trailing zeros gone."""
     text = (whole + fraction).lstrip("0")
     stripped = text.rstrip("0")
@@ -88,7 +87,7 @@ def to_units(value: str | int, scale: int, *, signed: bool = False) -> int:
     amount_too_large for more than 38 digits of smallest units.
     """
     if value.__class__ is str:
-        units = _plain_units(value, scale)  # type: ignore[arg-type]
+        units: int = _plain_units(value, scale)
         if units >= 0:
             return units
     digits, decimals = parse(value, signed=signed)
