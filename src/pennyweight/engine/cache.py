@@ -67,9 +67,7 @@ class HolderCache:
             for holder in list(islice((h for h in customers if h not in staying), excess)):
                 self._evict(holder)
 
-    def put(
-        self, holder: str, accounts: Iterable[Account], records: Iterable[Record] = ()
-    ) -> None:
+    def put(self, holder: str, accounts: Iterable[Account], records: Iterable[Record] = ()) -> None:
         """Make a holder resident; room was made before."""
         facts = HolderFacts(set(), {(record.kind, record.id): record for record in records})
         if is_customer(holder):

@@ -72,7 +72,7 @@ class Abandon(Command, frozen=True):
 
     scope: str
 
-    def decide(self, draft: Draft) -> dict[str, Any]:
+    def decide(self, draft: Draft) -> dict[str, Any]:  # noqa: ARG002 - it binds the key, no more
         """Bind the key to nothing."""
         return {"abandoned": True}
 
@@ -283,7 +283,7 @@ class Engine:
             except Refused as refused:
                 self._early.append((submission, self._refusal(refused)))
                 continue
-            except Exception as error:  # a bug in one rule must not stop the book
+            except Exception as error:  # noqa: BLE001 - a bug in one rule must not stop the book
                 self._early.append((submission, Failure(error)))
                 continue
             if submission.key:
@@ -321,7 +321,7 @@ class Engine:
             return self._refusal(refused)
         except Unloaded as unloaded:
             return self._defer(submission, unloaded)
-        except Exception as error:  # discards this command alone; the caller gets a 500
+        except Exception as error:  # noqa: BLE001 - discards this command alone, a 500
             return Failure(error)
         overlay.merge(draft, _scope(command), key, body)
         return Receipt(draft.sequence, answer)

@@ -217,7 +217,9 @@ class Store(Protocol):
     def batches(self, after: int, limit: int) -> list[tuple[BatchHeader, bytes]]:
         """Return (header, chain) of batches whose first sequence is greater than `after`."""
 
-    def batch_at(self, *, sequence: int | None = None, time: int | None = None) -> BatchHeader | None:
+    def batch_at(
+        self, *, sequence: int | None = None, time: int | None = None
+    ) -> BatchHeader | None:
         """Return the batch that holds a sequence, or the last one committed at or before a time."""
 
     def receipt(self, product: str, key: str) -> bytes | None:
@@ -249,7 +251,13 @@ class Store(Protocol):
         """Return the record that carries a unique name."""
 
     def due(
-        self, index: str, low: int, high: int, *, after: tuple[int, str] | None = None, limit: int = 100
+        self,
+        index: str,
+        low: int,
+        high: int,
+        *,
+        after: tuple[int, str] | None = None,
+        limit: int = 100,
     ) -> list[Due]:
         """Return what is marked on an index with low <= rank <= high, by (rank, id)."""
 
@@ -287,5 +295,3 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Release the book."""
-
-

@@ -13,7 +13,6 @@ from pennyweight.ledger.entries import Entry, decode_entry
 from pennyweight.ledger.holds import HoldChange
 from pennyweight.ledger.lines import Line, jump_ordinal
 
-
 PAGE_MAX = 1_000
 
 

@@ -34,6 +34,12 @@ from pennyweight.ledger.refusals import Reason, refuse
 TRANSFERS_MAX = 64
 """Transfers in one atomic list or payment."""
 
+_ENDS = {
+    HoldState.SETTLED: (Reason.HOLD_ALREADY_SETTLED, "is settled already"),
+    HoldState.VOIDED: (Reason.HOLD_ALREADY_VOIDED, "was voided"),
+    HoldState.EXPIRED: (Reason.HOLD_EXPIRED, "has expired"),
+}
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -237,7 +243,7 @@ class Draft:
     # ── accounts ──────────────────────────────────────────────────────────────────
 
     def open_account(
-        self, account_id: str, *, floor: int | None | msgspec.UnsetType = msgspec.UNSET
+        self, account_id: str, *, floor: int | msgspec.UnsetType | None = msgspec.UNSET
     ) -> Account:
         """Open an account and return it.
 
@@ -636,15 +642,10 @@ class Draft:
 
     def _still_open(self, hold: Hold) -> Hold:
         """Return the hold if it is open. Refusals: one for each way it can have ended."""
-        match hold.state:
-            case HoldState.OPEN:
-                return hold
-            case HoldState.SETTLED:
-                refuse(Reason.HOLD_ALREADY_SETTLED, f"hold {hold.id} is settled already")
-            case HoldState.VOIDED:
-                refuse(Reason.HOLD_ALREADY_VOIDED, f"hold {hold.id} was voided")
-            case HoldState.EXPIRED:
-                refuse(Reason.HOLD_EXPIRED, f"hold {hold.id} has expired")
+        if hold.state is not HoldState.OPEN:
+            reason, fate = _ENDS[hold.state]
+            refuse(reason, f"hold {hold.id} {fate}")
+        return hold
 
     def _pay_owed(self) -> None:
         """Let credits of this entry pay back what their accounts owe, in visible transfers."""

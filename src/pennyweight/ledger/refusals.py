@@ -31,17 +31,20 @@ class Reason(enum.Enum):
     The order of the members is the order of precedence.
     """
 
-    def __new__(cls, code: str, kind: Kind, is_retryable: bool) -> "Reason":
-        """Build a member whose value is its stable code."""
-        member = object.__new__(cls)
-        member._value_ = code
-        return member
+    @property
+    def code(self) -> str:
+        """The stable code that callers see."""
+        return self.value[0]
 
-    def __init__(self, code: str, kind: Kind, is_retryable: bool) -> None:
-        """Keep what the faces and the callers ask for."""
-        self.code = code
-        self.kind = kind
-        self.is_retryable = is_retryable
+    @property
+    def kind(self) -> Kind:
+        """What sort of no it is."""
+        return self.value[1]
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same command may succeed later without anybody mending it."""
+        return self.value[2]
 
     # The key and the deadline are looked at before the command itself.
     NOT_AFTER_PASSED = ("not_after_passed", Kind.CONFLICT, False)
