@@ -1,18 +1,22 @@
 """The cache of committed facts, grouped by holder, with a hard bound on customers.
 
 Room is made before anything is loaded, so the bound holds at every instant. Holders of
-the batch in hand are never evicted. The book's own holders (world, house, ...) are few
-and stay. The policy is least recently used.
+the batch in hand are never evicted. The book's own holders (world, house, ...) do not
+count; they have a wide bound of their own, because callers may name what is not there.
+The policy is least recently used.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 import msgspec
 
 from pennyweight.ledger.accounts import Account, is_customer
 from pennyweight.ledger.records import Record
+
+OWN_MAX = 10_000
+"""Holders that are no customers; a batch that needs more at once may exceed it."""
 
 
 class HolderFacts(msgspec.Struct, gc=False):
@@ -34,7 +38,7 @@ class HolderCache:
         self.accounts: dict[str, Account] = {}
         """Every resident account by id; changed only by `put`, `update` and eviction."""
         self._customers: OrderedDict[str, HolderFacts] = OrderedDict()
-        self._own: dict[str, HolderFacts] = {}
+        self._own: OrderedDict[str, HolderFacts] = OrderedDict()
 
     def __contains__(self, holder: object) -> bool:
         """Whether all that this holder has is known."""
@@ -52,20 +56,22 @@ class HolderCache:
         """Note that a batch wants this holder, and return whether it is resident."""
         if holder in self._customers:
             self._customers.move_to_end(holder)
-        elif holder not in self._own:
+        elif holder in self._own:
+            self._own.move_to_end(holder)
+        else:
             self.misses += 1
             return False
         self.hits += 1
         return True
 
-    def make_room(self, arriving: Iterable[str], staying: set[str]) -> None:
+    def make_room(self, arriving: Collection[str], staying: set[str]) -> None:
         """Evict until these holders can be loaded, sparing the batch's own."""
-        customers = self._customers
-        count = sum(1 for holder in arriving if is_customer(holder) and holder not in customers)
-        excess = len(customers) + count - self.users_max
-        if excess > 0:
-            for holder in list(islice((h for h in customers if h not in staying), excess)):
-                self._evict(holder)
+        if not arriving:
+            return
+        new = [holder for holder in arriving if holder not in self]
+        customers = sum(map(is_customer, new))
+        self._shrink(self._customers, self.users_max - customers, staying)
+        self._shrink(self._own, OWN_MAX - (len(new) - customers), staying)
 
     def put(self, holder: str, accounts: Iterable[Account], records: Iterable[Record] = ()) -> None:
         """Make a holder resident; room was made before."""
@@ -100,7 +106,13 @@ class HolderCache:
         self._own.clear()
         self.accounts.clear()
 
-    def _evict(self, holder: str) -> None:
-        for account_id in self._customers.pop(holder).account_ids:
-            del self.accounts[account_id]
-        self.evictions += 1
+    def _shrink(
+        self, residents: OrderedDict[str, HolderFacts], most: int, staying: set[str]
+    ) -> None:
+        """Evict those used longest ago until at most `most` are left, if the batch allows it."""
+        excess = len(residents) - most
+        if excess > 0:
+            for holder in list(islice((h for h in residents if h not in staying), excess)):
+                for account_id in residents.pop(holder).account_ids:
+                    del self.accounts[account_id]
+                self.evictions += 1

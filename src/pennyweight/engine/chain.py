@@ -10,9 +10,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def next_chain(previous: bytes, header: BatchHeader, bodies: list[bytes]) -> bytes:
-    """Return the chain after a batch. The header counts as its JSON array without spaces."""
+    """Return the chain after a batch; the header counts as its JSON array without spaces."""
     sha256 = hashlib.sha256
-    digest = sha256(previous)
-    digest.update(sha256(_encoder.encode(header)).digest())
-    digest.update(b"".join([sha256(body).digest() for body in bodies]))
-    return digest.digest()
+    digests = b"".join([sha256(body).digest() for body in bodies])
+    return sha256(previous + _encoder.encode(header) + digests).digest()

@@ -26,7 +26,14 @@ from pennyweight.engine.port import (
     SealedBatch,
 )
 from pennyweight.engine.receipts import Failure, Outcome, Receipt, Refusal, Unknown
-from pennyweight.ledger.commands import Command, counted_fields, differing_field, fingerprint
+from pennyweight.ledger.accounts import is_customer
+from pennyweight.ledger.commands import (
+    Command,
+    Wanted,
+    counted_fields,
+    differing_field,
+    fingerprint,
+)
 from pennyweight.ledger.draft import Draft, Unloaded
 from pennyweight.ledger.entries import Entry, Sealed, encode_entry
 from pennyweight.ledger.refusals import Reason, Refused, refuse
@@ -72,6 +79,9 @@ class Abandon(Command, frozen=True):
 
     scope: str
 
+    def reads(self, wanted: Wanted) -> None:
+        """Nothing but the key."""
+
     def decide(self, draft: Draft) -> dict[str, Any]:  # noqa: ARG002 - it binds the key, no more
         """Bind the key to nothing."""
         return {"abandoned": True}
@@ -81,6 +91,7 @@ class Submission:
     """A command on its way: with its key, deadline and lane, and who waits for the outcome.
 
     `ticket` is the driver's. Setting `is_dropped` before the decision takes it back.
+    `refused` is what the command's `reads` refused; its key is looked at first.
     """
 
     __slots__ = (
@@ -89,7 +100,9 @@ class Submission:
         "key",
         "lane",
         "not_after",
+        "refused",
         "rounds",
+        "scope",
         "ticket",
         "unloaded",
     )
@@ -105,10 +118,12 @@ class Submission:
     ) -> None:
         """`not_after` is in microseconds of the book's time; later batches refuse it."""
         self.command = command
+        self.scope = command.scope if isinstance(command, Abandon) else command.product
         self.key = key
         self.not_after = not_after
         self.lane = lane
         self.ticket = ticket
+        self.refused: Refused | None = None
         self.rounds = 0
         self.unloaded: list[Unloaded] = []
         self.is_dropped = False
@@ -189,13 +204,15 @@ class Engine:
         cap = self._batch_cap
         if waiting > cap:
             for lane, share in _SHARES:
-                self._take(self._lanes[lane], len(self._taken) + max(1, int(cap * share)), wanted)
+                until = len(self._taken) + max(1, int(cap * share))
+                self._take(self._lanes[lane], min(cap, until), wanted)
         for queue in self._lanes:
             if queue:
                 self._take(queue, cap, wanted)
         if not self._taken and not self._early:
             return None
-        self.cache.make_room(wanted.reads.holders, wanted.holders)
+        if wanted.reads.holders:
+            self.cache.make_room(wanted.reads.holders, wanted.holders)
         self._wanted_holders = wanted.holders
         return wanted.reads, self.cache
 
@@ -204,7 +221,10 @@ class Engine:
 
         `is_late` is asked now and then; once true, the rest waits for the next batch.
         """
-        self._load(found)
+        if not self._load(found):
+            self._put_back_half()
+            return None
+        self._batch_cap = min(self._batch_max, self._batch_cap * 2)
         overlay = Overlay(
             self.cache,
             self._standing,
@@ -234,7 +254,6 @@ class Engine:
             self.cache.update(overlay.accounts, overlay.records.values())
             self._standing = self._standing_after
             self.head = append.head
-        self._batch_cap = min(self._batch_max, self._batch_cap * 2)
         return self._finish()
 
     def failed(self, error: BaseException) -> list[Answer]:
@@ -273,7 +292,7 @@ class Engine:
         """Move submissions from a lane to the batch, up to a count and to the users that fit."""
         taken = self._taken
         room = self.cache.users_max - HOLDERS_MAX
-        while lane and len(taken) < until and len(wanted.holders) <= room:
+        while lane and len(taken) < until and len(wanted.holders) + wanted.indirect <= room:
             submission = lane.popleft()
             if submission.is_dropped:
                 continue
@@ -281,25 +300,44 @@ class Engine:
             try:
                 command.reads(wanted)
             except Refused as refused:
-                self._early.append((submission, self._refusal(refused)))
-                continue
+                submission.refused = refused
             except Exception as error:  # noqa: BLE001 - a bug in one rule must not stop the book
                 self._early.append((submission, Failure(error)))
                 continue
             if submission.key:
-                wanted.reads.keys.add((_scope(command), submission.key))
-            for unloaded in submission.unloaded:
-                getattr(wanted, unloaded.shape)(*unloaded.what)
+                wanted.reads.keys.add((submission.scope, submission.key))
+            if submission.rounds:
+                for unloaded in submission.unloaded:
+                    getattr(wanted, unloaded.shape)(*unloaded.what)
             taken.append(submission)
 
-    def _load(self, found: Found) -> None:
-        """Make what was read resident, room first."""
+    def _load(self, found: Found) -> bool:
+        """Make what was read resident, room first; False if more users were found than fit."""
         if not found.holders:
-            return
-        self.cache.make_room(found.holders, self._wanted_holders)
+            return True
+        wanted, cache = self._wanted_holders, self.cache
+        if len(wanted) + len(found.holders) > cache.users_max:
+            together = wanted.union(found.holders)
+            if sum(map(is_customer, together)) > cache.users_max:
+                return False
+        cache.make_room(found.holders, wanted)
         for holder, (accounts, records) in found.holders.items():
-            if holder not in self.cache:
-                self.cache.put(holder, accounts, records)
+            if holder not in cache:
+                cache.put(holder, accounts, records)
+        return True
+
+    def _put_back_half(self) -> None:
+        """Try the batch again in halves: the holds and entries it names have too many holders."""
+        taken = self._taken
+        self._answers = list(self._early)
+        if len(taken) == 1:
+            most = self.cache.users_max
+            error = RuntimeError(f"{taken[0].command.name} touches more than {most} users")
+            self._answers.append((taken[0], Failure(error)))
+        else:
+            self._batch_cap = max(1, len(taken) // 2)
+            for submission in reversed(taken):
+                self._lanes[submission.lane].appendleft(submission)
 
     def _decide_one(self, submission: Submission, overlay: Overlay) -> Outcome | None:
         """Decide one command; None if it must come back for facts that were not loaded."""
@@ -309,21 +347,23 @@ class Engine:
             if submission.not_after is not None and overlay.time > submission.not_after:
                 refuse(Reason.NOT_AFTER_PASSED, "the command's deadline passed before its decision")
             if key:
-                earlier = overlay.entry_of_key(_scope(command), key)
+                earlier = overlay.entry_of_key(submission.scope, key)
                 if earlier is not None:
                     command.admit(overlay)
                     return self._replay(command, key, earlier)
+            if submission.refused is not None:
+                raise submission.refused  # noqa: TRY301 - once more, after the key
             draft = Draft(overlay, command.product)
             answer = command.decide(draft)
             draft.seal()
-            body = encode_entry(_entry(command, key, draft, answer))
+            body = encode_entry(_entry(submission, draft, answer))
         except Refused as refused:
             return self._refusal(refused)
         except Unloaded as unloaded:
             return self._defer(submission, unloaded)
         except Exception as error:  # noqa: BLE001 - discards this command alone, a 500
             return Failure(error)
-        overlay.merge(draft, _scope(command), key, body)
+        overlay.merge(draft, submission.scope, key, body)
         return Receipt(draft.sequence, answer)
 
     def _replay(self, command: Command, key: str, earlier: Entry) -> Outcome:
@@ -384,13 +424,13 @@ class Engine:
         chain = next_chain(head.chain, header, bodies)
         self._standing_after = overlay.standing_after()
         after = Head(
-            book=head.book,
-            incarnation=head.incarnation,
-            epoch=head.epoch,
-            sequence=head.sequence + len(bodies),
-            chain=chain,
-            committed_at=self._time,
-            counters=self._standing_after.counters,
+            head.book,
+            head.incarnation,
+            head.epoch,
+            head.sequence + len(bodies),
+            chain,
+            self._time,
+            self._standing_after.counters,
         )
         return Append(
             head,
@@ -407,30 +447,27 @@ class Engine:
 
     def _finish(self) -> list[Answer]:
         """Put deferred commands first in their lanes, and hand the answers out."""
-        for submission in reversed(self._ready):
-            self._lanes[submission.lane].appendleft(submission)
-        self._ready.clear()
+        if self._ready:
+            for submission in reversed(self._ready):
+                self._lanes[submission.lane].appendleft(submission)
+            self._ready.clear()
         answers, self._answers, self._taken = self._answers, [], []
         self._overlay = self._append = None
         return answers
 
 
-def _scope(command: Command) -> str:
-    """Return the scope of a command's key: its product, or the one an abandonment names."""
-    return command.scope if isinstance(command, Abandon) else command.product
-
-
-def _entry(command: Command, key: str, draft: Draft, answer: Any) -> Sealed:
+def _entry(submission: Submission, draft: Draft, answer: Any) -> Sealed:
     """Turn a sealed draft into its entry."""
+    command = submission.command
     return Sealed(
         draft.sequence,
         command.name,
-        _scope(command),
+        submission.scope,
         counted_fields(command),
         answer,
         draft.transfers,
         draft.lines,
-        key,
+        submission.key,
         command.version,
         draft.effective_at,
         draft.openings,

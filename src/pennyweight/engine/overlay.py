@@ -25,7 +25,7 @@ from pennyweight.ledger.assets import Asset
 from pennyweight.ledger.draft import Draft, Unloaded
 from pennyweight.ledger.entries import CursorMove, Entry, decode_entry
 from pennyweight.ledger.holds import Hold, HoldState
-from pennyweight.ledger.records import Record
+from pennyweight.ledger.records import RANK_MAX, Record
 
 ASSET = "asset"
 """Kind of the records that register assets; they and the counters are always loaded."""
@@ -39,6 +39,8 @@ class WantedReads:
         self.reads = Reads()
         self.holders: set[str] = set()
         """Every holder the batch names, resident or not."""
+        self.indirect = 0
+        """About how many more the holds and entries it names will bring."""
         self._cache = cache
         self._cached = cache.accounts
         self._counters = counters
@@ -69,8 +71,10 @@ class WantedReads:
         self.holder(f"{prefix}:{self._counters.get(counter, 0) + self._numbered[counter]}")
 
     def hold(self, hold_id: int) -> None:
-        """See `Wanted`."""
-        self.reads.holds.add(hold_id)
+        """See `Wanted`. One above the counter is absent, or placed earlier in the batch."""
+        if 0 < hold_id <= self._counters.get("hold", 0):
+            self.reads.holds.add(hold_id)
+            self.indirect += 1
 
     def open_holds(self, account_id: str) -> None:
         """See `Wanted`."""
@@ -79,11 +83,14 @@ class WantedReads:
 
     def entry(self, sequence: int) -> None:
         """See `Wanted`."""
-        self.reads.entries.add(sequence)
+        if 0 < sequence <= RANK_MAX:
+            self.reads.entries.add(sequence)
+            self.indirect += 2
 
     def entry_of_key(self, product: str, key: str) -> None:
         """See `Wanted`."""
         self.reads.key_entries.add((product, key))
+        self.indirect += 2
 
     def record(self, kind: str, record_id: str) -> None:
         """See `Wanted`."""
@@ -154,7 +161,7 @@ class Overlay:
             return hold
         if hold_id in self._found.holds:
             return self._found.holds[hold_id]
-        if hold_id > self._standing.counters.get("hold", 0):
+        if not 0 < hold_id <= self._standing.counters.get("hold", 0):
             return None
         raise Unloaded("hold", hold_id)
 
@@ -313,6 +320,8 @@ class Overlay:
 
     def record_rows(self) -> list[RecordRow]:
         """Return the records changed, by kind and id."""
+        if not self.records:
+            return []
         return [
             RecordRow(record, self._record_before(record))
             for _, record in sorted(self.records.items())

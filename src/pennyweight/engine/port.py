@@ -45,7 +45,7 @@ class SchemaDrift(StoreError):
     """The migrations in the store are not this version's."""
 
 
-class Head(msgspec.Struct, frozen=True, kw_only=True):
+class Head(msgspec.Struct, frozen=True):
     """Where a book stands. `epoch` grows with each owner, `incarnation` names each life of the book.
 
     `chain` is the hash after the last batch, `committed_at` its time in microseconds.

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 
-from pennyweight.engine.engine import Answer, Engine, Submission
+from pennyweight.engine.engine import Answer, Engine, QueueFull, Submission
 from pennyweight.engine.port import ConstraintFailed, Store
 from pennyweight.engine.receipts import Outcome
 from pennyweight.ledger.commands import Command
@@ -28,14 +28,24 @@ class InlineBook:
 
         Raises what the store raises when it fails; the book must not be used afterwards.
         """
-        outcomes: dict[int, Outcome] = {}
+        answers: list[Answer] = []
         with self._lock:
             for submission in submissions:
-                self.engine.submit(submission)
-            while self.engine.waiting:
-                for submission, outcome in self._step():
-                    outcomes[id(submission)] = outcome
+                try:
+                    self.engine.submit(submission)
+                except QueueFull:
+                    self._drain(answers)
+                    self.engine.submit(submission)
+            self._drain(answers)
+        if len(answers) == 1:
+            return [answers[0][1]]
+        outcomes = {id(submission): outcome for submission, outcome in answers}
         return [outcomes[id(submission)] for submission in submissions]
+
+    def _drain(self, answers: list[Answer]) -> None:
+        """Decide all that waits."""
+        while self.engine.waiting:
+            answers += self._step()
 
     def _step(self) -> list[Answer]:
         """Decide and append one batch."""

@@ -62,7 +62,11 @@ class MemoryStore:
         for holder in holders:
             if holder not in resident:
                 accounts = [self._accounts[i] for i in self._holders.get(holder, ())]
-                records = [r for r in self._records.values() if r.holder == holder] if self._has_holder_records else []
+                records = (
+                    [r for r in self._records.values() if r.holder == holder]
+                    if self._has_holder_records
+                    else []
+                )
                 found.holders[holder] = (accounts, records)
         return found
 
@@ -123,7 +127,12 @@ class MemoryStore:
         for hold_row in batch.holds:
             if self._holds.get(hold_row.hold.id) != hold_row.before:
                 raise ConstraintFailed(f"hold {hold_row.hold.id} was changed by another writer")
-        released = {(row.record.kind, name) for row in batch.records if row.before for name in row.before.names}
+        released = {
+            (row.record.kind, name)
+            for row in batch.records
+            if row.before
+            for name in row.before.names
+        }
         for record_row in batch.records:
             record = record_row.record
             stored = self._records.get((record.kind, record.id))
@@ -194,7 +203,9 @@ class MemoryStore:
         rows = (row for row in self._batches if row[0].first_sequence > after)
         return [row for row, _ in zip(rows, range(limit), strict=False)]
 
-    def batch_at(self, *, sequence: int | None = None, time: int | None = None) -> BatchHeader | None:
+    def batch_at(
+        self, *, sequence: int | None = None, time: int | None = None
+    ) -> BatchHeader | None:
         """See `Store`."""
         for header, _ in reversed(self._batches):
             if sequence is not None and not (
@@ -260,7 +271,13 @@ class MemoryStore:
         return None if record_id is None else self._records[kind, record_id]
 
     def due(
-        self, index: str, low: int, high: int, *, after: tuple[int, str] | None = None, limit: int = 100
+        self,
+        index: str,
+        low: int,
+        high: int,
+        *,
+        after: tuple[int, str] | None = None,
+        limit: int = 100,
     ) -> list[Due]:
         """See `Store`."""
         rows = [
