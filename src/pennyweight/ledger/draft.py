@@ -108,6 +108,7 @@ class Draft:
 
     __slots__ = (
         "_accounts",
+        "_before",
         "_counters",
         "_credited",
         "_hold_states",
@@ -135,6 +136,7 @@ class Draft:
         self.sequence = facts.sequence
         self.effective_at: int | None = None
         self._accounts: dict[str, Account] = {}
+        self._before: dict[str, Account] = {}
         self._credited: dict[str, int] = {}
         self._hold_states: dict[int, Hold] = {}
         self._records: dict[tuple[str, str], Record] = {}
@@ -194,7 +196,8 @@ class Draft:
         Refusals: asset_unknown, amount_invalid, amount_not_positive, amount_too_large,
         amount_too_fine.
         """
-        units = to_units(amount, self.asset(asset).scale)
+        known = self.facts.asset(asset) or self.asset(asset)
+        units = to_units(amount, known.scale)
         if units == 0 and not is_zero_allowed:
             refuse(Reason.AMOUNT_NOT_POSITIVE, "the amount must be greater than zero")
         return units
@@ -356,7 +359,7 @@ class Draft:
         self.transfers.append(Transfer(debit_id, credit_id, amount))
         self._line(debit, change)
         self._line(credit, change)
-        if credit.owed:
+        if credit.owed:  # paid back at the seal
             self._credited[credit_id] = self._credited.get(credit_id, 0) + amount
 
     def take(self, debit_id: str, credit_id: str, amount: int) -> int:
@@ -377,6 +380,25 @@ class Draft:
             self.transfer(self.own_account(owed_account(debit_id)), credit_id, missing)
             self._touch(debit_id).owed += missing
         return missing
+
+    def pay_owed(self) -> None:
+        """Let credits of this entry pay back what their accounts owe, in visible transfers.
+
+        Sealing does it; a rule whose answer shows what is then left calls it as its last verb.
+        """
+        placed: dict[str, int] = {}
+        for change in self.hold_changes:
+            if change.verb == "place":
+                placed[change.hold.account] = placed.get(change.hold.account, 0) + change.held
+        credited_accounts, self._credited = self._credited, {}
+        for account_id, credited in credited_accounts.items():
+            account = self._accounts[account_id]
+            free = credited - placed.get(account_id, 0)
+            room = free if account.floor is None else account.available - account.floor
+            payment = min(free, account.owed, room)
+            if payment > 0:
+                account.owed -= payment
+                self.transfer(account_id, self.own_account(owed_account(account_id)), payment)
 
     # ── holds ─────────────────────────────────────────────────────────────────────
 
@@ -566,26 +588,27 @@ class Draft:
         and after, and by the stores once more.
         """
         if self._credited:
-            self._pay_owed()
+            self.pay_owed()
         posted: dict[str, int] = {}
         held = 0
-        lookup = self.facts.account
         for account_id, account in self._accounts.items():
-            before = None if account.version == 0 else lookup(account_id)
+            floor = account.floor
+            if account.held < 0 or (floor is not None and account.posted - account.held < floor):
+                raise SealError(f"{account_id} would go below its floor")
             change = account.posted
+            held += account.held
+            before = self._before.get(account_id)
             if before is not None:
                 change -= before.posted
-                held += account.held - before.held
-            else:
-                held += account.held
-            posted[account.asset] = posted.get(account.asset, 0) + change
-            available = account.posted - account.held
-            if account.held < 0 or (account.floor is not None and available < account.floor):
-                raise SealError(f"{account_id} would go below its floor")
+                held -= before.held
+            asset = account.asset
+            posted[asset] = posted.get(asset, 0) + change
             account.version = self.sequence
         if any(posted.values()):
             raise SealError(f"debits and credits differ: {posted}")
-        if held != (sum(change.held for change in self.hold_changes) if self.hold_changes else 0):
+        if self.hold_changes:
+            held -= sum(change.held for change in self.hold_changes)
+        if held:
             raise SealError("held amounts differ from the holds")
         if self._records:
             self.records = list(self._records.values())
@@ -614,6 +637,7 @@ class Draft:
             committed = self.facts.account(account_id)
             if committed is None:
                 _no_account(account_id)
+            self._before[account_id] = committed
             account = self._accounts[account_id] = committed.__copy__()  # type: ignore[attr-defined]
         return account
 
@@ -646,21 +670,6 @@ class Draft:
             reason, fate = _ENDS[hold.state]
             refuse(reason, f"hold {hold.id} {fate}")
         return hold
-
-    def _pay_owed(self) -> None:
-        """Let credits of this entry pay back what their accounts owe, in visible transfers."""
-        placed: dict[str, int] = {}
-        for change in self.hold_changes:
-            if change.verb == "place":
-                placed[change.hold.account] = placed.get(change.hold.account, 0) + change.held
-        for account_id, credited in self._credited.items():
-            account = self._accounts[account_id]
-            free = credited - placed.get(account_id, 0)
-            room = free if account.floor is None else account.available - account.floor
-            payment = min(free, account.owed, room)
-            if payment > 0:
-                account.owed -= payment
-                self.transfer(account_id, self.own_account(owed_account(account_id)), payment)
 
     def _unfunded(self, account: Account, needed: int) -> NoReturn:
         """Refuse for want of funds, with the figures that explain it."""
