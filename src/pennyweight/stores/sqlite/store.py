@@ -1,0 +1,302 @@
+"""The store port over one SQLite file per book: `DIR/<book>.sqlite`."""
+
+import os
+import re
+from collections.abc import Container, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import apsw
+
+from pennyweight.engine.port import (
+    Append,
+    BatchHeader,
+    Due,
+    Found,
+    Head,
+    Lease,
+    Reads,
+    StoreError,
+    StoreFailed,
+)
+from pennyweight.ledger.accounts import Account
+from pennyweight.ledger.holds import Hold
+from pennyweight.ledger.records import Record
+from pennyweight.stores.sqlite import codec, schema
+from pennyweight.stores.sqlite.checkpoints import Checkpoints
+from pennyweight.stores.sqlite.keys import KeyTable
+from pennyweight.stores.sqlite.lock import lock_book, unlock_book
+from pennyweight.stores.sqlite.readers import Readers
+from pennyweight.stores.sqlite.writer import Writer
+
+_BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_INSERT_HEAD = "INSERT INTO head VALUES (1, ?, ?, 0, 0, zeroblob(32), 0, '{}')"
+_HEAD = "SELECT book, incarnation, epoch, sequence, chain, committed_at, counters FROM head"
+
+
+class SQLiteStore:
+    """See `Store`; `open` makes one."""
+
+    def __init__(self, path: Path, readers: Readers, writer: Writer | None) -> None:
+        """A book at `path`, read-only without a writer."""
+        self._path = path
+        self._readers = readers
+        self._writer = writer
+        self._checkpoints: Checkpoints | None = None
+        self._is_closed = False
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path | str,
+        book: str = "main",
+        *,
+        new_incarnation: str = "",
+        is_read_only: bool = False,
+        vfs: str | None = None,
+    ) -> Self:
+        """Open a book, or begin one named `new_incarnation` where there is none.
+
+        For writing, the directory is locked to this process. Read-only works beside a
+        writer in another process and changes nothing. `vfs` names the operating-system
+        layer of SQLite to use, for tests. Raises StoreInUse, SchemaDrift, StoreFailed, and
+        StoreError when there is no such book or its head and its journal disagree.
+        """
+        if _BOOK.fullmatch(book) is None:
+            raise StoreError(f"a book is named like main or eu-2, not {book!r}")
+        path = Path(directory) / f"{book}.sqlite"
+        if not path.exists() and (is_read_only or not new_incarnation):
+            raise StoreError(f"there is no book at {path}")
+        try:
+            if is_read_only:
+                return cls._open_read_only(path, vfs)
+            return cls._open_for_writing(path, book, new_incarnation, vfs)
+        except apsw.Error as error:
+            raise StoreFailed(f"{path}: {error}") from error
+
+    @classmethod
+    def _open_read_only(cls, path: Path, vfs: str | None) -> Self:
+        keys = KeyTable()
+        readers = Readers(lambda: schema.connect_reader(path, vfs=vfs), keys)
+        with readers.connection() as connection:
+            schema.check_migrations(connection)
+        return cls(path, readers, None)
+
+    @classmethod
+    def _open_for_writing(
+        cls, path: Path, book: str, new_incarnation: str, vfs: str | None
+    ) -> Self:
+        directory = path.parent
+        directory.mkdir(parents=True, exist_ok=True)
+        lock_book(directory, book)
+        connection = None
+        try:
+            connection = schema.connect_writer(path, vfs=vfs)
+            connection.execute("BEGIN IMMEDIATE")
+            schema.migrate(connection)
+            if connection.execute("SELECT one FROM head").get is None:
+                connection.execute(_INSERT_HEAD, (book, new_incarnation))
+            _check_head(connection)
+            connection.execute("COMMIT")
+            _sync_directory(directory)
+            keys = KeyTable()
+            store = cls(
+                path,
+                Readers(lambda: schema.connect_reader(path, vfs=vfs), keys),
+                Writer(connection, keys),
+            )
+            store._start_checkpoints(schema.connect_writer(path, vfs=vfs))
+        except BaseException:
+            if connection is not None:
+                connection.close(force=True)
+            unlock_book(directory, book)
+            raise
+        return store
+
+    def _start_checkpoints(self, connection: apsw.Connection) -> None:
+        self._checkpoints = Checkpoints(connection, self._writing())
+
+    def _writing(self) -> Writer:
+        if self._writer is None:
+            raise StoreError("the book was opened for reading only")
+        return self._writer
+
+    def close(self) -> None:
+        """See `Store`. Closing twice is closing once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._checkpoints is not None:
+            self._checkpoints.stop()
+        self._readers.close()
+        if self._writer is not None:
+            self._writer.close()
+            unlock_book(self._path.parent, self._path.stem)
+
+    # ── the writer's ──────────────────────────────────────────────────────────────
+
+    def head(self) -> Head:
+        """See `Store`."""
+        (row,) = self._readers.all(_HEAD)
+        book, incarnation, epoch, sequence, chain, committed_at, counters = row
+        return Head(
+            book=book,
+            incarnation=incarnation,
+            epoch=epoch,
+            sequence=sequence,
+            chain=chain,
+            committed_at=committed_at,
+            counters=codec.text_to_counters(counters),
+        )
+
+    def begin(self, reads: Reads, resident: Container[str]) -> Found:
+        """See `Store`."""
+        return self._writing().begin(reads, resident)
+
+    def append(self, batch: Append) -> None:
+        """See `Store`."""
+        self._writing().append(batch)
+
+    def adopt(self, batch: Append) -> None:
+        """See `Store`."""
+        self._writing().append(batch)
+
+    # ── the readers' ──────────────────────────────────────────────────────────────
+
+    def entries(
+        self, after: int, limit: int, *, product: str | None = None, is_descending: bool = False
+    ) -> list[tuple[int, bytes]]:
+        """See `Store`."""
+        return self._readers.entries(after, limit, product=product, is_descending=is_descending)
+
+    def entry(self, sequence: int) -> bytes | None:
+        """See `Store`."""
+        return self._readers.entry(sequence)
+
+    def batches(self, after: int, limit: int) -> list[tuple[BatchHeader, bytes]]:
+        """See `Store`."""
+        return self._readers.batches(after, limit)
+
+    def batch_at(
+        self, *, sequence: int | None = None, time: int | None = None
+    ) -> BatchHeader | None:
+        """See `Store`."""
+        return self._readers.batch_at(sequence=sequence, time=time)
+
+    def receipt(self, product: str, key: str) -> bytes | None:
+        """See `Store`."""
+        return self._readers.receipt(product, key)
+
+    def account(self, account_id: str) -> Account | None:
+        """See `Store`."""
+        return self._readers.account(account_id)
+
+    def accounts(
+        self, after: int, limit: int, *, holder: str | None = None, asset: str | None = None
+    ) -> list[Account]:
+        """See `Store`."""
+        return self._readers.accounts(after, limit, holder=holder, asset=asset)
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """See `Store`."""
+        return self._readers.hold(hold_id)
+
+    def holds(self, account_id: str, after: int, limit: int) -> list[Hold]:
+        """See `Store`."""
+        return self._readers.holds(account_id, after, limit)
+
+    def record(self, kind: str, record_id: str) -> Record | None:
+        """See `Store`."""
+        return self._readers.record(kind, record_id)
+
+    def records(
+        self, kind: str, *, label: str | None = None, after: str = "", limit: int = 100
+    ) -> list[Record]:
+        """See `Store`."""
+        return self._readers.records(kind, label=label, after=after, limit=limit)
+
+    def record_named(self, kind: str, name: str) -> Record | None:
+        """See `Store`."""
+        return self._readers.record_named(kind, name)
+
+    def due(
+        self,
+        index: str,
+        low: int,
+        high: int,
+        *,
+        after: tuple[int, str] | None = None,
+        limit: int = 100,
+    ) -> list[Due]:
+        """See `Store`."""
+        return self._readers.due(index, low, high, after=after, limit=limit)
+
+    def back_dated(self, account_id: str, effective_until: int, committed_after: int) -> int:
+        """See `Store`."""
+        return self._readers.back_dated(account_id, effective_until, committed_after)
+
+    def cursors(self) -> dict[str, int]:
+        """See `Store`."""
+        return self._readers.cursors()
+
+    def rows(self) -> Iterable[tuple[str, Any]]:
+        """See `Store`."""
+        return self._readers.rows()
+
+    # ── outside the journal ───────────────────────────────────────────────────────
+
+    def claim(self, owner: str, address: str, life_microseconds: int) -> Lease | None:
+        """See `Store`."""
+        return self._writing().claim(owner, address, life_microseconds)
+
+    def give_up(self, owner: str) -> None:
+        """See `Store`."""
+        self._writing().give_up(owner)
+
+    def lease(self) -> Lease | None:
+        """See `Store`."""
+        rows = self._readers.all(
+            "SELECT epoch, owner, address, expires_at,"
+            " CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER) FROM lease"
+        )
+        if not rows:
+            return None
+        epoch, owner, address, expires_at, now = rows[0]
+        return Lease(epoch=epoch, owner=owner, address=address, expires_at=expires_at, now=now)
+
+    def stage(self, name: str, value: str | None = None) -> str | None:
+        """See `Store`."""
+        if value is None:
+            staged: str | None = self._readers.one("SELECT value FROM stage WHERE name = ?", name)
+            return staged
+        self._writing().stage(name, value)
+        return value
+
+    def size_bytes(self) -> int:
+        """See `Store`."""
+        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _check_head(connection: apsw.Connection) -> None:
+    """Check that the head stands at the end of the journal. Raises StoreError."""
+    sequence, chain = connection.execute("SELECT sequence, chain FROM head").fetchall()[0]
+    last = connection.execute("SELECT ifnull(max(sequence), 0) FROM entries").get
+    batch: list[codec.Row] = connection.execute(
+        "SELECT header, chain FROM batches ORDER BY first_sequence DESC LIMIT 1"
+    ).fetchall()
+    end, end_chain = 0, bytes(32)
+    if batch:
+        header = codec.blob_to_header(batch[0][0])
+        end, end_chain = header.first_sequence + header.count - 1, batch[0][1]
+    if not sequence == last == end or chain != end_chain:
+        raise StoreError(f"the head is at {sequence}, the last entry {last}, the last batch {end}")
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make new files of a directory durable under their names."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,420 @@
+"""The one writer: what a batch reads before it is decided, and its append."""
+
+import threading
+from collections.abc import Callable, Container, Iterable
+from typing import Any, TypeVar
+
+import apsw
+
+from pennyweight.engine.port import (
+    AccountRow,
+    Append,
+    BackDatedLine,
+    ConstraintFailed,
+    Found,
+    HoldRow,
+    Lease,
+    NotOwner,
+    Reads,
+    RecordRow,
+    StoreError,
+    StoreFailed,
+)
+from pennyweight.ledger.accounts import holder_of
+from pennyweight.ledger.entries import CursorMove, decode_entry
+from pennyweight.stores.sqlite import codec
+from pennyweight.stores.sqlite.keys import KeyTable
+
+_ACCOUNTS_OF_HOLDER = """
+    SELECT number, id, holder, asset, floor, posted, held, owed, open_holds, version, lines,
+           roots, is_closed
+    FROM accounts WHERE holder = ? ORDER BY number
+"""
+_RECORDS_OF_HOLDER = "SELECT record FROM records WHERE holder = ? AND holder <> ''"
+_OPEN_HOLDS = "SELECT * FROM holds WHERE account = ? AND state = 'open' ORDER BY id"
+_INSERT_ACCOUNT = """
+    INSERT INTO accounts (number, id, holder, asset, floor, least, posted, held, owed,
+                          open_holds, version, lines, roots, is_closed)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_UPDATE_ACCOUNT = """
+    UPDATE accounts
+    SET posted = ?, held = ?, owed = ?, least = ?, open_holds = ?, version = ?, lines = ?,
+        roots = ?, is_closed = ?
+    WHERE number = ? AND version = ?
+"""
+_UPDATE_HOLD = """
+    UPDATE holds SET remaining = ?, state = ?, expires_at = ?
+    WHERE id = ? AND state = ? AND remaining = ?
+"""
+_UPDATE_HEAD = """
+    UPDATE head SET incarnation = ?, epoch = ?, sequence = ?, chain = ?, committed_at = ?,
+                    counters = ?
+    WHERE epoch = ? AND sequence = ? AND chain = ?
+"""
+
+_CONTRADICTIONS = (StoreError, apsw.ConstraintError, OverflowError, TypeError, ValueError)
+
+T = TypeVar("T")
+
+
+class Writer:
+    """The connection that writes. After an error that is no constraint it refuses everything."""
+
+    def __init__(self, connection: apsw.Connection, keys: KeyTable) -> None:
+        """`connection` is the writer's own; nobody else writes the file."""
+        self.connection = connection
+        self.lock = threading.RLock()
+        """Held for each transaction: leases and settings may be written from other threads."""
+        self._keys = keys
+        self._failure: BaseException | None = None
+
+    def check_usable(self) -> None:
+        """Raise StoreFailed if an earlier error stopped this writer."""
+        if self._failure is not None:
+            raise StoreFailed(f"the store stopped: {self._failure}") from self._failure
+
+    def fail(self, error: BaseException) -> None:
+        """Stop for good: the disk's state is unknown."""
+        self._failure = self._failure or error
+
+    # ── reading for a batch ───────────────────────────────────────────────────────
+
+    def begin(self, reads: Reads, resident: Container[str]) -> Found:
+        """See `Store`."""
+        found = Found()
+        with self.lock:
+            self.check_usable()
+            try:
+                self.connection.execute("BEGIN")
+                try:
+                    self._find(reads, resident, found)
+                finally:
+                    self.connection.execute("COMMIT")
+            except apsw.Error as error:
+                self.fail(error)
+                raise StoreFailed(str(error)) from error
+        return found
+
+    def _find(self, reads: Reads, resident: Container[str], found: Found) -> None:
+        holders = reads.holders
+        if reads.keys or reads.key_entries:
+            holders = holders | self._find_keys(reads, found)
+        if reads.entries or reads.holds or reads.open_holds or reads.records or reads.names:
+            holders = holders | self._find_rows(reads, found)
+        rows = self._rows
+        for holder in holders:
+            if holder not in resident:
+                found.holders[holder] = (
+                    [codec.account_of(row) for row in rows(_ACCOUNTS_OF_HOLDER, holder)],
+                    [codec.blob_to_record(row[0]) for row in rows(_RECORDS_OF_HOLDER, holder)],
+                )
+
+    def _rows(self, sql: str, *values: Any) -> list[codec.Row]:
+        """Return the rows of a look-up; what could not be stored cannot be found."""
+        try:
+            return self.connection.execute(sql, values).fetchall()
+        except (OverflowError, UnicodeEncodeError):
+            return []
+
+    def _find_keys(self, reads: Reads, found: Found) -> set[str]:
+        """Find the entries of keys, and return the holders of those wanted with them."""
+        find, connection = self._keys.find, self.connection
+        for key in reads.keys:
+            sequence = find(connection, *key)
+            found.keys[key] = None if sequence is None else self._entry(sequence)
+        holders: set[str] = set()
+        for key in reads.key_entries:
+            sequence = find(connection, *key)
+            body = found.keys[key] = None if sequence is None else self._entry(sequence)
+            if body is not None:
+                holders |= _holders_of(body)
+        return holders
+
+    def _find_rows(self, reads: Reads, found: Found) -> set[str]:
+        """Find entries, holds, records and names, and return the holders they belong to."""
+        execute = self.connection.execute
+        holders: set[str] = set()
+        for sequence in reads.entries:
+            body = found.entries[sequence] = self._entry(sequence)
+            if body is not None:
+                holders |= _holders_of(body)
+        for hold_id in reads.holds:
+            row = execute("SELECT * FROM holds WHERE id = ?", (hold_id,)).fetchone()
+            hold = found.holds[hold_id] = None if row is None else codec.hold_of(row)
+            if hold is not None:
+                holders.add(holder_of(hold.account))
+        for account_id in reads.open_holds:
+            found.open_holds[account_id] = [
+                codec.hold_of(row)
+                for row in execute(
+                    "SELECT * FROM holds WHERE account = ? AND state = 'open' ORDER BY id",
+                    (account_id,),
+                )
+            ]
+        for record in reads.records:
+            blob = execute("SELECT record FROM records WHERE kind = ? AND id = ?", record).get
+            found.records[record] = None if blob is None else codec.blob_to_record(blob)
+        for name in reads.names:
+            found.names[name] = execute(
+                "SELECT id FROM names WHERE kind = ? AND name = ?", name
+            ).get
+        return holders
+
+    def _entry(self, sequence: int) -> bytes | None:
+        body: bytes | None = self.connection.execute(
+            "SELECT body FROM entries WHERE sequence = ?", (sequence,)
+        ).get
+        return body
+
+    # ── appending ─────────────────────────────────────────────────────────────────
+
+    def append(self, batch: Append) -> None:
+        """See `Store`."""
+        self.transact(lambda: self._write(batch))
+
+    def transact(self, write: Callable[[], T]) -> T:
+        """Run a write transaction; any error but a contradiction stops the writer for good."""
+        with self.lock:
+            self.check_usable()
+            connection = self.connection
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    result = write()
+                except _CONTRADICTIONS as error:
+                    # The disk did its part; the batch, not the store, is at fault.
+                    connection.execute("ROLLBACK")
+                    if isinstance(error, StoreError):
+                        raise
+                    raise ConstraintFailed(str(error)) from error
+                connection.execute("COMMIT")
+            except (ConstraintFailed, NotOwner):
+                raise
+            except BaseException as error:
+                self.fail(error)
+                self._abandon()
+                if isinstance(error, Exception):
+                    raise StoreFailed(str(error)) from error
+                raise
+            return result
+
+    def _abandon(self) -> None:
+        """Give up a transaction whose outcome nobody knows."""
+        try:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+        except apsw.Error as error:
+            self.fail(error)
+
+    def _write(self, batch: Append) -> None:
+        """Write all rows of a batch. Raises NotOwner, ConstraintFailed, apsw.ConstraintError."""
+        connection = self.connection
+        expected, head = batch.expected, batch.head
+        connection.execute(
+            _UPDATE_HEAD,
+            (
+                head.incarnation,
+                head.epoch,
+                head.sequence,
+                head.chain,
+                head.committed_at,
+                codec.counters_to_text(head.counters),
+                expected.epoch,
+                expected.sequence,
+                expected.chain,
+            ),
+        )
+        if connection.changes() != 1:
+            raise NotOwner("the head of the book moved")
+        header = batch.batch.header
+        connection.execute(
+            "INSERT INTO batches VALUES (?, ?, ?, ?)",
+            (
+                header.first_sequence,
+                header.committed_at,
+                codec.header_to_blob(header),
+                batch.batch.chain,
+            ),
+        )
+        first = header.first_sequence
+        connection.executemany(
+            "INSERT INTO entries VALUES (?, ?, ?)",
+            zip(
+                range(first, first + header.count), batch.products, batch.batch.bodies, strict=True
+            ),
+        )
+        if batch.keys:
+            self._keys.add(connection, batch.keys)
+        if batch.accounts:
+            self._write_accounts(batch.accounts)
+        if batch.holds:
+            self._write_holds(batch.holds)
+        if batch.records:
+            self._write_records(batch.records)
+        if batch.back_dated:
+            self._write_back_dated(batch.back_dated)
+        if batch.cursors:
+            self._move_cursors(batch.cursors)
+
+    def _change(self, sql: str, rows: list[codec.Row], message: str) -> None:
+        """Run a conditional change once per row; each must change exactly one."""
+        connection = self.connection
+        before = connection.total_changes()
+        connection.executemany(sql, rows)
+        if connection.total_changes() - before != len(rows):
+            raise ConstraintFailed(message)
+
+    def _write_accounts(self, rows: list[AccountRow]) -> None:
+        changed_account_row = codec.changed_account_row
+        changed = [
+            changed_account_row(row.account, row.version_before)
+            for row in rows
+            if row.version_before
+        ]
+        if len(changed) < len(rows):
+            new = [codec.new_account_row(row.account) for row in rows if not row.version_before]
+            self.connection.executemany(_INSERT_ACCOUNT, new)
+        self._change(_UPDATE_ACCOUNT, changed, "an account was changed by another writer")
+
+    def _write_holds(self, rows: list[HoldRow]) -> None:
+        new = [codec.new_hold_row(row.hold) for row in rows if row.before is None]
+        self.connection.executemany("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?)", new)
+        changed = [codec.changed_hold_row(row.hold, row.before) for row in rows if row.before]
+        self._change(_UPDATE_HOLD, changed, "a hold was changed by another writer")
+
+    def _write_records(self, rows: list[RecordRow]) -> None:
+        """Write records, and what lists them as far as it changed; names are freed first."""
+        executemany = self.connection.executemany
+        new, changed = [], []
+        gone: dict[str, list[codec.Row]] = {"labels": [], "names": [], "marks": []}
+        come: dict[str, list[codec.Row]] = {"labels": [], "names": [], "marks": []}
+        for row in rows:
+            record, before = row.record, row.before
+            blob = codec.record_to_blob(record)
+            if before is None:
+                new.append((record.kind, record.id, record.version, record.holder, blob))
+            else:
+                changed.append(
+                    (record.version, record.holder, blob, record.kind, record.id, before.version)
+                )
+            old_labels = before.labels if before else ()
+            if old_labels != record.labels:
+                kind, key = record.kind, record.id
+                gone["labels"] += [(kind, x, key) for x in set(old_labels) - set(record.labels)]
+                come["labels"] += [(kind, x, key) for x in set(record.labels) - set(old_labels)]
+            old_names = before.names if before else ()
+            if old_names != record.names:
+                kind, key = record.kind, record.id
+                gone["names"] += [(kind, x) for x in set(old_names) - set(record.names)]
+                come["names"] += [(kind, x, key) for x in set(record.names) - set(old_names)]
+            old_marks = before.marks if before else ()
+            if old_marks != record.marks:
+                kind, key = record.kind, record.id
+                gone["marks"] += [
+                    (m.index, m.rank, key, kind) for m in set(old_marks) - set(record.marks)
+                ]
+                come["marks"] += [
+                    (m.index, m.rank, key, kind) for m in set(record.marks) - set(old_marks)
+                ]
+        executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", new)
+        self._change(
+            "UPDATE records SET version = ?, holder = ?, record = ?"
+            " WHERE kind = ? AND id = ? AND version = ?",
+            changed,
+            "a record was changed by another writer",
+        )
+        executemany("DELETE FROM labels WHERE kind = ? AND label = ? AND id = ?", gone["labels"])
+        executemany("DELETE FROM names WHERE kind = ? AND name = ?", gone["names"])
+        executemany(
+            "DELETE FROM marks WHERE place = ? AND rank = ? AND id = ? AND kind = ?", gone["marks"]
+        )
+        executemany("INSERT INTO labels VALUES (?, ?, ?)", come["labels"])
+        executemany("INSERT INTO names VALUES (?, ?, ?)", come["names"])
+        executemany("INSERT INTO marks VALUES (?, ?, ?, ?)", come["marks"])
+
+    def _write_back_dated(self, lines: Iterable[BackDatedLine]) -> None:
+        self.connection.executemany(
+            "INSERT INTO back_dated VALUES (?, ?, ?, ?, ?)",
+            [
+                (
+                    line.account,
+                    line.effective_at,
+                    line.sequence,
+                    line.committed_at,
+                    codec.amount_to_blob(line.change),
+                )
+                for line in lines
+            ],
+        )
+
+    def _move_cursors(self, moves: Iterable[CursorMove]) -> None:
+        """Compare and set; a cursor that is not there is at 0."""
+        for move in moves:
+            if move.before == 0:
+                self._change(
+                    "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (name)"
+                    " DO UPDATE SET position = excluded.position WHERE position = 0",
+                    [(move.name, move.after)],
+                    f"cursor {move.name} is not at 0",
+                )
+            else:
+                self._change(
+                    "UPDATE cursors SET position = ? WHERE name = ? AND position = ?",
+                    [(move.after, move.name, move.before)],
+                    f"cursor {move.name} is not at {move.before}",
+                )
+
+    # ── outside the journal ───────────────────────────────────────────────────────
+
+    def claim(self, owner: str, address: str, life_microseconds: int) -> Lease | None:
+        """See `Store`."""
+        return self.transact(lambda: self._claim(owner, address, life_microseconds))
+
+    def _claim(self, owner: str, address: str, life_microseconds: int) -> Lease | None:
+        execute = self.connection.execute
+        now = execute("SELECT CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)").get
+        epoch = execute("SELECT epoch FROM head").get
+        held = execute("SELECT owner FROM lease WHERE expires_at > ?", (now,)).get
+        if held not in {None, owner}:
+            return None
+        if held is None:
+            epoch += 1
+            execute("UPDATE head SET epoch = ?", (epoch,))
+        expires_at = now + life_microseconds
+        execute(
+            "INSERT INTO lease VALUES (1, ?, ?, ?, ?) ON CONFLICT (one) DO UPDATE"
+            " SET epoch = excluded.epoch, owner = excluded.owner, address = excluded.address,"
+            " expires_at = excluded.expires_at",
+            (epoch, owner, address, expires_at),
+        )
+        return Lease(epoch=epoch, owner=owner, address=address, expires_at=expires_at, now=now)
+
+    def give_up(self, owner: str) -> None:
+        """See `Store`."""
+        self.transact(
+            lambda: self.connection.execute(
+                "UPDATE lease SET address = '', expires_at = 0 WHERE owner = ?", (owner,)
+            )
+        )
+
+    def stage(self, name: str, value: str) -> None:
+        """See `Store`."""
+        self.transact(
+            lambda: self.connection.execute(
+                "INSERT INTO stage VALUES (?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (name, value),
+            )
+        )
+
+    def close(self) -> None:
+        """Close the connection; the last one of a book copies the log into its file."""
+        with self.lock:
+            self._failure = self._failure or StoreError("the book is closed")
+            self.connection.close(force=True)
+
+
+def _holders_of(body: bytes) -> set[str]:
+    """Return the holders whose accounts an entry touched."""
+    return {holder_of(line.account) for line in decode_entry(body).lines}
