@@ -1,0 +1,266 @@
+"""The configuration: one TOML file and PENNYWEIGHT_* variables, read once.
+
+The environment wins over the file, the command line over both. A name that is not known
+is an error that lists the known ones. `pennyweight config` prints what is in effect and
+where each value comes from.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+PREFIX = "PENNYWEIGHT_"
+NOT_SETTINGS = frozenset({"PENNYWEIGHT_CONFIG", "PENNYWEIGHT_DATA"})
+"""Variables that say where configuration and book are, and are no settings themselves."""
+
+TEST_PREFIX = "PENNYWEIGHT_TEST_"
+"""Variables of the test suite; never settings."""
+
+FACES = ("ledger", "payments", "wallet", "withdrawals", "loans", "portfolios")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says why in one line."""
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where to listen. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+
+class Cache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bound on customers (user: and account: holders) whose data is in memory."""
+
+    users_max: int = 10_000
+
+
+class EngineLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Commands that may wait in each lane, and that one batch may have."""
+
+    queue_max: int = 20_000
+    batch_max: int = 1_000
+
+
+class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Faces that are served without a key on any address."""
+
+    open_faces: tuple[str, ...] = ()
+
+
+class Payments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which of the published dialects the payments face speaks."""
+
+    profile: Literal["seed", "head"] = "seed"
+
+
+class Wallet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the wallet face checks. Empty means: not checked.
+
+    `public_key` is the path of a PEM file; requests must then be signed. `partners`
+    lists the `sub_partner_id`s that are served, `games` the `game_code`s, `bet_max` is
+    decimal text in the currency's natural unit.
+    """
+
+    currency: str = "USD"
+    start_balance: str = "1000"
+    public_key: str = ""
+    partners: tuple[str, ...] = ()
+    games: tuple[str, ...] = ()
+    bet_max: str = ""
+
+
+class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How logs are written, on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class AssetSetting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One more asset to register; its scale is fixed for ever."""
+
+    name: str
+    scale: int
+    currency_id: int
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set."""
+
+    server: Server = Server()
+    cache: Cache = Cache()
+    engine: EngineLimits = EngineLimits()
+    auth: Auth = Auth()
+    payments: Payments = Payments()
+    wallet: Wallet = Wallet()
+    log: Log = Log()
+    assets: tuple[AssetSetting, ...] = ()
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration, and where each of its values comes from, by dotted name."""
+
+    config: Config
+    origins: dict[str, str]
+
+    def values(self) -> dict[str, Any]:
+        """Return every value by its dotted name, as JSON values."""
+        tree = msgspec.to_builtins(self.config)
+        return {name: _pick(tree, name) for name in NAMES}
+
+
+def _names() -> dict[str, Any]:
+    """Return the type of every setting by its dotted name."""
+    names: dict[str, Any] = {}
+    for section in msgspec.structs.fields(Config):
+        if isinstance(section.default, msgspec.Struct):
+            for field in msgspec.structs.fields(section.type):
+                names[f"{section.name}.{field.name}"] = field.type
+        else:
+            names[section.name] = section.type
+    return names
+
+
+NAMES = _names()
+"""The type of every setting, by its dotted name: `cache.users_max`."""
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting: `cache.users_max` is PENNYWEIGHT_CACHE_USERS_MAX."""
+    return PREFIX + name.replace(".", "_").upper()
+
+
+def load(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Read the configuration; `overrides` are values of the command line by dotted name.
+
+    Raises ConfigError.
+    """
+    environment = os.environ if environment is None else environment
+    tree: dict[str, Any] = {}
+    origins = dict.fromkeys(NAMES, "default")
+    if path is not None:
+        for name, value in _flatten(_read_file(path), f"file {path}"):
+            _put(tree, name, value)
+            origins[name] = f"file {path}"
+    for name, variable, text in _settings_of(environment):
+        _put(tree, name, _value_of(name, variable, text))
+        origins[name] = variable
+    for name, value in (overrides or {}).items():
+        _put(tree, name, value)
+        origins[name] = "command line"
+    try:
+        config = msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), origins)) from None
+    _check(config)
+    return Loaded(config, origins)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _flatten(tree: dict[str, Any], origin: str) -> list[tuple[str, Any]]:
+    """Return a file's values by dotted name. Raises ConfigError for one that is not known."""
+    values: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        if name in NAMES:
+            values.append((name, value))
+        elif isinstance(value, dict) and any(known.startswith(f"{name}.") for known in NAMES):
+            for key, inner in value.items():
+                if f"{name}.{key}" not in NAMES:
+                    raise _unknown(f"{name}.{key}", origin)
+                values.append((f"{name}.{key}", inner))
+        else:
+            raise _unknown(name, origin)
+    return values
+
+
+def _settings_of(environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return (name, variable, text) of every setting in the environment. Raises ConfigError."""
+    by_variable = {variable_of(name): name for name in NAMES}
+    settings: list[tuple[str, str, str]] = []
+    for variable, text in environment.items():
+        if (
+            not variable.startswith(PREFIX)
+            or variable in NOT_SETTINGS
+            or variable.startswith(TEST_PREFIX)
+        ):
+            continue
+        if variable not in by_variable:
+            known = ", ".join(sorted(by_variable))
+            raise ConfigError(f"unknown variable {variable}; known are {known}")
+        settings.append((by_variable[variable], variable, text))
+    return settings
+
+
+def _value_of(name: str, variable: str, text: str) -> Any:
+    """Read a variable's text as its setting's type: lists by commas or as JSON."""
+    kind = NAMES[name]
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigError(f"{variable} is {text!r}, not a whole number") from None
+    if getattr(kind, "__origin__", None) is tuple:
+        if text.startswith("["):
+            try:
+                return msgspec.json.decode(text)
+            except msgspec.DecodeError:
+                raise ConfigError(f"{variable} is {text!r}, not a JSON list") from None
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _check(config: Config) -> None:
+    """Check what types cannot say. Raises ConfigError."""
+    if not 0 <= config.server.port <= 65_535:
+        raise ConfigError(f"server.port is {config.server.port}, not between 0 and 65535")
+    if config.cache.users_max < 128:
+        raise ConfigError("cache.users_max is below 128, the users that one command may touch")
+    if config.engine.queue_max < 1 or config.engine.batch_max < 1:
+        raise ConfigError("engine.queue_max and engine.batch_max are at least 1")
+    for face in config.auth.open_faces:
+        if face not in FACES:
+            raise ConfigError(f"auth.open_faces names {face!r}; faces are {', '.join(FACES)}")
+
+
+def _explain(message: str, origins: Mapping[str, str]) -> str:
+    """Name the setting, not the path inside our structs, in a validation error."""
+    text, _, path = message.partition(" - at `$.")
+    name = path.rstrip("`")
+    origin = origins.get(name.partition("[")[0], "")
+    return f"{name} ({origin}): {text}" if name and origin else message
+
+
+def _unknown(name: str, origin: str) -> ConfigError:
+    return ConfigError(f"unknown setting {name} in {origin}; known are {', '.join(sorted(NAMES))}")
+
+
+def _put(tree: dict[str, Any], name: str, value: Any) -> None:
+    section, _, key = name.partition(".")
+    if key:
+        tree.setdefault(section, {})[key] = value
+    else:
+        tree[section] = value
+
+
+def _pick(tree: dict[str, Any], name: str) -> Any:
+    section, _, key = name.partition(".")
+    return tree[section][key] if key else tree[section]
