@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pennyweight.engine.port import BatchHeader
+from pennyweight.engine.port import BatchHeader, Head
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.holds import Hold, HoldState
 from pennyweight.ledger.lines import Roots
@@ -144,6 +144,18 @@ def hold_of(row: Row) -> Hold:
     )
 
 
+def listings_of(record: Record | None) -> tuple[set[Row], set[Row], set[Row]]:
+    """Return the rows of `labels`, `names` and `marks` that list a record."""
+    if record is None:
+        return set(), set(), set()
+    kind, key = record.kind, record.id
+    return (
+        {(kind, label, key) for label in record.labels},
+        {(kind, name, key) for name in record.names},
+        {(mark.index, mark.rank, key, kind) for mark in record.marks},
+    )
+
+
 def record_to_blob(record: Record) -> bytes:
     """Return a record as JSON."""
     return _encode_json(record)
@@ -164,11 +176,20 @@ def blob_to_header(blob: bytes) -> BatchHeader:
     return _decode_header(blob)
 
 
+def head_of(row: Row) -> Head:
+    """Return the head of a row of `head`, from `book` on."""
+    book, incarnation, epoch, sequence, chain, committed_at, counters = row
+    return Head(
+        book=book,
+        incarnation=incarnation,
+        epoch=epoch,
+        sequence=sequence,
+        chain=chain,
+        committed_at=committed_at,
+        counters=_decode_counters(counters),
+    )
+
+
 def counters_to_text(counters: dict[str, int]) -> str:
     """Return counters as JSON."""
     return _encode_json(counters).decode()
-
-
-def text_to_counters(text: str) -> dict[str, int]:
-    """Return the counters that `counters_to_text` wrote."""
-    return _decode_counters(text)

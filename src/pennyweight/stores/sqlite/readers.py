@@ -7,7 +7,7 @@ from typing import Any
 
 import apsw
 
-from pennyweight.engine.port import BatchHeader, Due, KeyRow
+from pennyweight.engine.port import BatchHeader, Due, Head, KeyRow
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.entries import CursorMove
 from pennyweight.ledger.holds import Hold
@@ -60,6 +60,17 @@ class Readers:
                 return []
 
     # ── the journal ───────────────────────────────────────────────────────────────
+
+    def head(self) -> Head:
+        """See `Store`."""
+        with self.connection() as connection:
+            return self._head(connection)
+
+    def _head(self, connection: apsw.Connection) -> Head:
+        rows: list[codec.Row] = connection.execute(
+            "SELECT book, incarnation, epoch, sequence, chain, committed_at, counters FROM head"
+        ).fetchall()
+        return codec.head_of(rows[0])
 
     def entries(
         self, after: int, limit: int, *, product: str | None, is_descending: bool
@@ -274,6 +285,7 @@ class Readers:
     def _rows(self, connection: apsw.Connection) -> Iterator[tuple[str, Any]]:
         try:
             execute = connection.execute
+            yield "head", self._head(connection)
             for row in execute(
                 "SELECT number, id, holder, asset, floor, posted, held, owed, open_holds,"
                 " version, lines, roots, is_closed FROM accounts"

@@ -31,7 +31,6 @@ from pennyweight.stores.sqlite.writer import Writer
 
 _BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _INSERT_HEAD = "INSERT INTO head VALUES (1, ?, ?, 0, 0, zeroblob(32), 0, '{}')"
-_HEAD = "SELECT book, incarnation, epoch, sequence, chain, committed_at, counters FROM head"
 
 
 class SQLiteStore:
@@ -137,17 +136,7 @@ class SQLiteStore:
 
     def head(self) -> Head:
         """See `Store`."""
-        (row,) = self._readers.all(_HEAD)
-        book, incarnation, epoch, sequence, chain, committed_at, counters = row
-        return Head(
-            book=book,
-            incarnation=incarnation,
-            epoch=epoch,
-            sequence=sequence,
-            chain=chain,
-            committed_at=committed_at,
-            counters=codec.text_to_counters(counters),
-        )
+        return self._readers.head()
 
     def begin(self, reads: Reads, resident: Container[str]) -> Found:
         """See `Store`."""

@@ -1,28 +1,25 @@
 """The one writer: what a batch reads before it is decided, and its append."""
 
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container
 from typing import Any, TypeVar
 
 import apsw
 
 from pennyweight.engine.port import (
-    AccountRow,
     Append,
-    BackDatedLine,
     ConstraintFailed,
     Found,
-    HoldRow,
     Lease,
     NotOwner,
     Reads,
-    RecordRow,
     StoreError,
     StoreFailed,
 )
 from pennyweight.ledger.accounts import holder_of
-from pennyweight.ledger.entries import CursorMove, decode_entry
+from pennyweight.ledger.entries import decode_entry
 from pennyweight.stores.sqlite import codec
+from pennyweight.stores.sqlite.append import write
 from pennyweight.stores.sqlite.keys import KeyTable
 
 _ACCOUNTS_OF_HOLDER = """
@@ -32,27 +29,6 @@ _ACCOUNTS_OF_HOLDER = """
 """
 _RECORDS_OF_HOLDER = "SELECT record FROM records WHERE holder = ? AND holder <> ''"
 _OPEN_HOLDS = "SELECT * FROM holds WHERE account = ? AND state = 'open' ORDER BY id"
-_INSERT_ACCOUNT = """
-    INSERT INTO accounts (number, id, holder, asset, floor, least, posted, held, owed,
-                          open_holds, version, lines, roots, is_closed)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_UPDATE_ACCOUNT = """
-    UPDATE accounts
-    SET posted = ?, held = ?, owed = ?, least = ?, open_holds = ?, version = ?, lines = ?,
-        roots = ?, is_closed = ?
-    WHERE number = ? AND version = ?
-"""
-_UPDATE_HOLD = """
-    UPDATE holds SET remaining = ?, state = ?, expires_at = ?
-    WHERE id = ? AND state = ? AND remaining = ?
-"""
-_UPDATE_HEAD = """
-    UPDATE head SET incarnation = ?, epoch = ?, sequence = ?, chain = ?, committed_at = ?,
-                    counters = ?
-    WHERE epoch = ? AND sequence = ? AND chain = ?
-"""
-
 _CONTRADICTIONS = (StoreError, apsw.ConstraintError, OverflowError, TypeError, ValueError)
 
 T = TypeVar("T")
@@ -171,7 +147,7 @@ class Writer:
 
     def append(self, batch: Append) -> None:
         """See `Store`."""
-        self.transact(lambda: self._write(batch))
+        self.transact(lambda: write(self.connection, self._keys, batch))
 
     def transact(self, write: Callable[[], T]) -> T:
         """Run a write transaction; any error but a contradiction stops the writer for good."""
@@ -206,164 +182,6 @@ class Writer:
                 self.connection.execute("ROLLBACK")
         except apsw.Error as error:
             self.fail(error)
-
-    def _write(self, batch: Append) -> None:
-        """Write all rows of a batch. Raises NotOwner, ConstraintFailed, apsw.ConstraintError."""
-        connection = self.connection
-        expected, head = batch.expected, batch.head
-        connection.execute(
-            _UPDATE_HEAD,
-            (
-                head.incarnation,
-                head.epoch,
-                head.sequence,
-                head.chain,
-                head.committed_at,
-                codec.counters_to_text(head.counters),
-                expected.epoch,
-                expected.sequence,
-                expected.chain,
-            ),
-        )
-        if connection.changes() != 1:
-            raise NotOwner("the head of the book moved")
-        header = batch.batch.header
-        connection.execute(
-            "INSERT INTO batches VALUES (?, ?, ?, ?)",
-            (
-                header.first_sequence,
-                header.committed_at,
-                codec.header_to_blob(header),
-                batch.batch.chain,
-            ),
-        )
-        first = header.first_sequence
-        connection.executemany(
-            "INSERT INTO entries VALUES (?, ?, ?)",
-            zip(
-                range(first, first + header.count), batch.products, batch.batch.bodies, strict=True
-            ),
-        )
-        if batch.keys:
-            self._keys.add(connection, batch.keys)
-        if batch.accounts:
-            self._write_accounts(batch.accounts)
-        if batch.holds:
-            self._write_holds(batch.holds)
-        if batch.records:
-            self._write_records(batch.records)
-        if batch.back_dated:
-            self._write_back_dated(batch.back_dated)
-        if batch.cursors:
-            self._move_cursors(batch.cursors)
-
-    def _change(self, sql: str, rows: list[codec.Row], message: str) -> None:
-        """Run a conditional change once per row; each must change exactly one."""
-        connection = self.connection
-        before = connection.total_changes()
-        connection.executemany(sql, rows)
-        if connection.total_changes() - before != len(rows):
-            raise ConstraintFailed(message)
-
-    def _write_accounts(self, rows: list[AccountRow]) -> None:
-        changed_account_row = codec.changed_account_row
-        changed = [
-            changed_account_row(row.account, row.version_before)
-            for row in rows
-            if row.version_before
-        ]
-        if len(changed) < len(rows):
-            new = [codec.new_account_row(row.account) for row in rows if not row.version_before]
-            self.connection.executemany(_INSERT_ACCOUNT, new)
-        self._change(_UPDATE_ACCOUNT, changed, "an account was changed by another writer")
-
-    def _write_holds(self, rows: list[HoldRow]) -> None:
-        new = [codec.new_hold_row(row.hold) for row in rows if row.before is None]
-        self.connection.executemany("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?)", new)
-        changed = [codec.changed_hold_row(row.hold, row.before) for row in rows if row.before]
-        self._change(_UPDATE_HOLD, changed, "a hold was changed by another writer")
-
-    def _write_records(self, rows: list[RecordRow]) -> None:
-        """Write records, and what lists them as far as it changed; names are freed first."""
-        executemany = self.connection.executemany
-        new, changed = [], []
-        gone: dict[str, list[codec.Row]] = {"labels": [], "names": [], "marks": []}
-        come: dict[str, list[codec.Row]] = {"labels": [], "names": [], "marks": []}
-        for row in rows:
-            record, before = row.record, row.before
-            blob = codec.record_to_blob(record)
-            if before is None:
-                new.append((record.kind, record.id, record.version, record.holder, blob))
-            else:
-                changed.append(
-                    (record.version, record.holder, blob, record.kind, record.id, before.version)
-                )
-            old_labels = before.labels if before else ()
-            if old_labels != record.labels:
-                kind, key = record.kind, record.id
-                gone["labels"] += [(kind, x, key) for x in set(old_labels) - set(record.labels)]
-                come["labels"] += [(kind, x, key) for x in set(record.labels) - set(old_labels)]
-            old_names = before.names if before else ()
-            if old_names != record.names:
-                kind, key = record.kind, record.id
-                gone["names"] += [(kind, x) for x in set(old_names) - set(record.names)]
-                come["names"] += [(kind, x, key) for x in set(record.names) - set(old_names)]
-            old_marks = before.marks if before else ()
-            if old_marks != record.marks:
-                kind, key = record.kind, record.id
-                gone["marks"] += [
-                    (m.index, m.rank, key, kind) for m in set(old_marks) - set(record.marks)
-                ]
-                come["marks"] += [
-                    (m.index, m.rank, key, kind) for m in set(record.marks) - set(old_marks)
-                ]
-        executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", new)
-        self._change(
-            "UPDATE records SET version = ?, holder = ?, record = ?"
-            " WHERE kind = ? AND id = ? AND version = ?",
-            changed,
-            "a record was changed by another writer",
-        )
-        executemany("DELETE FROM labels WHERE kind = ? AND label = ? AND id = ?", gone["labels"])
-        executemany("DELETE FROM names WHERE kind = ? AND name = ?", gone["names"])
-        executemany(
-            "DELETE FROM marks WHERE place = ? AND rank = ? AND id = ? AND kind = ?", gone["marks"]
-        )
-        executemany("INSERT INTO labels VALUES (?, ?, ?)", come["labels"])
-        executemany("INSERT INTO names VALUES (?, ?, ?)", come["names"])
-        executemany("INSERT INTO marks VALUES (?, ?, ?, ?)", come["marks"])
-
-    def _write_back_dated(self, lines: Iterable[BackDatedLine]) -> None:
-        self.connection.executemany(
-            "INSERT INTO back_dated VALUES (?, ?, ?, ?, ?)",
-            [
-                (
-                    line.account,
-                    line.effective_at,
-                    line.sequence,
-                    line.committed_at,
-                    codec.amount_to_blob(line.change),
-                )
-                for line in lines
-            ],
-        )
-
-    def _move_cursors(self, moves: Iterable[CursorMove]) -> None:
-        """Compare and set; a cursor that is not there is at 0."""
-        for move in moves:
-            if move.before == 0:
-                self._change(
-                    "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (name)"
-                    " DO UPDATE SET position = excluded.position WHERE position = 0",
-                    [(move.name, move.after)],
-                    f"cursor {move.name} is not at 0",
-                )
-            else:
-                self._change(
-                    "UPDATE cursors SET position = ? WHERE name = ? AND position = ?",
-                    [(move.after, move.name, move.before)],
-                    f"cursor {move.name} is not at {move.before}",
-                )
 
     # ── outside the journal ───────────────────────────────────────────────────────
 
