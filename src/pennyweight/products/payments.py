@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pennyweight.ledger.accounts import WORLD, user_account, user_holder
+from pennyweight.ledger.accounts import WORLD, Account, user_account, user_holder
 from pennyweight.ledger.assets import Asset
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import TRANSFERS_MAX, Draft
@@ -115,61 +115,57 @@ class OpenPaymentsAccount(Command, frozen=True):
 
     def decide(self, draft: Draft) -> AccountAnswer:
         """See the class."""
-        _check_digits(self.amount)
         asset = _currency(draft, self.currency_id)
+        _check_digits(self.amount)
         units = to_units(self.amount, asset.scale)
         if _NAME.fullmatch(self.account_name) is None:
             refuse(
                 Reason.NAME_INVALID,
                 f"a name has 1 to {NAME_LENGTH_MAX} characters and no control characters",
             )
-        is_opened = self.user_id is None or self._is_new_to_user(draft, asset, units)
+        adopted = self._adopted(draft, asset, units)
         if draft.name(ACCOUNT, name_label(self.account_name)) is not None:
             refuse(
                 Reason.NAME_TAKEN,
                 f"there is an account named {self.account_name!r} already",
                 name=self.account_name,
             )
+        if adopted is not None and adopted.is_closed:
+            refuse(Reason.ACCOUNT_CLOSED, f"account {adopted.id!r} is closed", account=adopted.id)
         number = draft.next_number(ACCOUNT)
         account_id = (
             f"{holder_of_number(number)}:{asset.name}"
             if self.user_id is None
             else user_account(self.user_id, asset.name)
         )
-        if is_opened:
+        if adopted is None:
             draft.open_account(account_id)
         if units:
             draft.transfer(draft.own_account(f"{WORLD}:{asset.name}"), account_id, units)
-        put_account(
-            draft,
-            PaymentsAccount(
-                number, self.account_name, asset.currency_id, asset.name, account_id, self.user_id
-            ),
-            before=None,
+        account = PaymentsAccount(
+            number, self.account_name, asset.currency_id, asset.name, account_id, self.user_id
         )
+        _put(draft, account, before=None)
         return AccountAnswer(number)
 
-    def _is_new_to_user(self, draft: Draft, asset: Asset, units: int) -> bool:
-        """Whether the user's account is to be opened; if it is there, it must be free to adopt."""
-        user_id = self.user_id or ""
-        account = draft.find_account(user_account(user_id, asset.name))
-        if account is None:
-            return True
-        if units:
+    def _adopted(self, draft: Draft, asset: Asset, units: int) -> Account | None:
+        """Return the user's account if there is one and it may be adopted."""
+        if self.user_id is None:
+            return None
+        account = draft.find_account(user_account(self.user_id, asset.name))
+        if account is not None and units:
             refuse(
                 Reason.ACCOUNT_EXISTS,
-                f"user {user_id!r} has {asset.name} already; adopt it with the amount 0",
+                f"user {self.user_id!r} has {asset.name} already; adopt it with the amount 0",
                 account=account.id,
             )
-        if draft.name(ACCOUNT, _link_label(user_id, self.currency_id)) is not None:
+        if draft.name(ACCOUNT, _link_label(self.user_id, self.currency_id)) is not None:
             refuse(
                 Reason.ACCOUNT_EXISTS,
-                f"user {user_id!r} has an account in {asset.name} here already",
-                account=account.id,
+                f"user {self.user_id!r} has an account in {asset.name} here already",
+                user_id=self.user_id,
             )
-        if account.is_closed:
-            refuse(Reason.ACCOUNT_CLOSED, f"account {account.id!r} is closed", account=account.id)
-        return False
+        return account
 
 
 class DeletePaymentsAccount(Command, frozen=True):
@@ -195,7 +191,7 @@ class DeletePaymentsAccount(Command, frozen=True):
         record, account = _find(draft, self.account_id)
         if account.user_id is None and not draft.account(account.account).is_closed:
             draft.close_account(account.account)
-        put_account(draft, msgspec.structs.replace(account, is_deleted=True), before=record)
+        _put(draft, msgspec.structs.replace(account, is_deleted=True), before=record)
         return AccountAnswer(self.account_id)
 
 
@@ -310,7 +306,7 @@ def name_label(name: str) -> str:
     return f"name:{name}"
 
 
-def put_account(draft: Draft, account: PaymentsAccount, *, before: Record | None) -> None:
+def _put(draft: Draft, account: PaymentsAccount, *, before: Record | None) -> None:
     """Write an account's record, with its unique names while it is not deleted."""
     names = [] if account.is_deleted else [name_label(account.name)]
     if account.user_id is not None and not account.is_deleted:
