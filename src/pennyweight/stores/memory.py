@@ -1,5 +1,7 @@
 """A book in memory: nothing survives the process. For the wallet's façade, tests and simulations."""
 
+import threading
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
@@ -12,15 +14,23 @@ from pennyweight.engine.port import (
     Due,
     Found,
     Head,
+    HoldRow,
     KeyRow,
     Lease,
     NotOwner,
     Reads,
+    RecordRow,
 )
 from pennyweight.ledger.accounts import Account, holder_of
 from pennyweight.ledger.entries import CursorMove, decode_entry
 from pennyweight.ledger.holds import Hold, HoldState
+from pennyweight.ledger.money import LIMIT
 from pennyweight.ledger.records import Record
+
+HOLD_EXPIRY = "hold_expiry"
+
+_Place = tuple[int, str, str]
+"""Rank, id and kind of something due."""
 
 
 class MemoryStore:
@@ -30,17 +40,24 @@ class MemoryStore:
         """An empty book that begins at `head`."""
         self._head = head
         self._clock = clock
+        self._lock = threading.Lock()
+        """Held while a batch is written, and by readers of more than one row."""
         self._bodies: list[bytes] = []
-        self._products: list[str] = []
+        self._products: dict[str, list[int]] = {}
         self._batches: list[tuple[BatchHeader, bytes]] = []
         self._keys: dict[tuple[str, str], int] = {}
         self._accounts: dict[str, Account] = {}
+        self._numbers: list[tuple[int, str]] = []
         self._holders: dict[str, list[str]] = {}
         self._holds: dict[int, Hold] = {}
         self._open_holds: dict[str, dict[int, Hold]] = {}
         self._records: dict[tuple[str, str], Record] = {}
+        self._holder_records: dict[str, dict[tuple[str, str], Record]] = {}
+        self._kinds: dict[str, set[str]] = {}
+        self._labels: dict[tuple[str, str], set[str]] = {}
         self._names: dict[tuple[str, str], str] = {}
-        self._back_dated: list[BackDatedLine] = []
+        self._places: dict[str, list[_Place]] = {}
+        self._back_dated: dict[str, list[BackDatedLine]] = {}
         self._cursors: dict[str, int] = {}
         self._stage: dict[str, str] = {}
         self._lease: Lease | None = None
@@ -61,16 +78,11 @@ class MemoryStore:
             holders = self._find_rows(reads, found, holders)
         for holder in holders:
             if holder not in resident:
-                accounts = [self._accounts[i] for i in self._holders.get(holder, ())]
-                records = (
-                    [r for r in self._records.values() if r.holder == holder]
-                    if self._has_holder_records
-                    else []
+                found.holders[holder] = (
+                    [self._accounts[account_id] for account_id in self._holders.get(holder, ())],
+                    list(self._holder_records.get(holder, {}).values()),
                 )
-                found.holders[holder] = (accounts, records)
         return found
-
-    _has_holder_records = False
 
     def _find_keys(self, reads: Reads, found: Found, holders: set[str]) -> set[str]:
         for key in reads.keys:
@@ -96,7 +108,7 @@ class MemoryStore:
                 holders.add(holder_of(hold.account))
         for account_id in reads.open_holds:
             open_holds = self._open_holds.get(account_id, {})
-            found.open_holds[account_id] = sorted(open_holds.values(), key=lambda hold: hold.id)
+            found.open_holds[account_id] = sorted(open_holds.values(), key=_id)
         for key in reads.records:
             found.records[key] = self._records.get(key)
         for name in reads.names:
@@ -105,78 +117,136 @@ class MemoryStore:
 
     def append(self, batch: Append) -> None:
         """See `Store`. Checks everything before it changes anything."""
-        guard = (self._head.epoch, self._head.sequence, self._head.chain)
-        if guard != (batch.expected.epoch, batch.expected.sequence, batch.expected.chain):
-            raise NotOwner("the head of the book moved")
-        self._check(batch)
-        self._write(batch)
+        with self._lock:
+            head, expected = self._head, batch.expected
+            if (head.sequence, head.epoch, head.chain) != (
+                expected.sequence,
+                expected.epoch,
+                expected.chain,
+            ):
+                raise NotOwner("the head of the book moved")
+            keys = {(row.product, row.key): row.sequence for row in batch.keys}
+            if len(keys) != len(batch.keys) or not self._keys.keys().isdisjoint(keys):
+                raise ConstraintFailed("a key is bound already")
+            self._check(batch)
+            self._keys.update(keys)
+            self._write(batch)
 
     def adopt(self, batch: Append) -> None:
         """See `Store`."""
         self.append(batch)
 
+    # ── checking ──────────────────────────────────────────────────────────────────
+
     def _check(self, batch: Append) -> None:
         for row in batch.accounts:
             before = self._accounts.get(row.account.id)
-            if (before.version if before else 0) != row.version_before:
+            if (0 if before is None else before.version) != row.version_before:
                 raise ConstraintFailed(f"account {row.account.id} was changed by another writer")
             _check_balance(row)
-        for key in batch.keys:
-            if (key.product, key.key) in self._keys:
-                raise ConstraintFailed(f"key {key.key!r} of {key.product} is bound already")
         for hold_row in batch.holds:
             if self._holds.get(hold_row.hold.id) != hold_row.before:
                 raise ConstraintFailed(f"hold {hold_row.hold.id} was changed by another writer")
-        released = {
-            (row.record.kind, name)
-            for row in batch.records
-            if row.before
-            for name in row.before.names
-        }
-        for record_row in batch.records:
-            record = record_row.record
-            stored = self._records.get((record.kind, record.id))
-            version = record_row.before.version if record_row.before else 0
-            if (stored.version if stored else 0) != version:
-                raise ConstraintFailed(f"{record.kind} {record.id} was changed by another writer")
-            for name in record.names:
-                if (record.kind, name) in self._names and (record.kind, name) not in released:
-                    raise ConstraintFailed(f"name {name!r} of {record.kind} is taken")
+        if batch.records:
+            self._check_records(batch.records)
         for move in batch.cursors:
             if self._cursors.get(move.name, 0) != move.before:
                 raise ConstraintFailed(f"cursor {move.name} is not at {move.before}")
 
-    def _write(self, batch: Append) -> None:
-        self._bodies += batch.batch.bodies
-        self._products += batch.products
-        self._batches.append((batch.batch.header, batch.batch.chain))
-        for key in batch.keys:
-            self._keys[key.product, key.key] = key.sequence
-        for row in batch.accounts:
-            if not row.version_before:
-                self._holders.setdefault(row.account.holder, []).append(row.account.id)
-            self._accounts[row.account.id] = row.account
-        for hold_row in batch.holds:
-            hold = hold_row.hold
-            self._holds[hold.id] = hold
-            open_holds = self._open_holds.setdefault(hold.account, {})
-            if hold.state is HoldState.OPEN:
-                open_holds[hold.id] = hold
-            else:
-                open_holds.pop(hold.id, None)
-        for record_row in batch.records:
-            for name in record_row.before.names if record_row.before else ():
-                self._names.pop((record_row.record.kind, name), None)
-        for record_row in batch.records:
-            record = record_row.record
-            self._records[record.kind, record.id] = record
-            self._has_holder_records = self._has_holder_records or bool(record.holder)
+    def _check_records(self, rows: list[RecordRow]) -> None:
+        taken: dict[tuple[str, str], str | None] = {}
+        for row in rows:
+            record, before = row.record, row.before
+            stored = self._records.get((record.kind, record.id))
+            if (0 if stored is None else stored.version) != (before.version if before else 0):
+                raise ConstraintFailed(f"{record.kind} {record.id} was changed by another writer")
+            for name in before.names if before else ():
+                taken[record.kind, name] = None
+        for row in rows:
+            record = row.record
             for name in record.names:
-                self._names[record.kind, name] = record.id
-        self._back_dated += batch.back_dated
+                key = (record.kind, name)
+                if taken.get(key, self._names.get(key)) is not None:
+                    raise ConstraintFailed(f"name {name!r} of {record.kind} is taken")
+                taken[key] = record.id
+
+    # ── writing ───────────────────────────────────────────────────────────────────
+
+    def _write(self, batch: Append) -> None:
+        sequence = batch.batch.header.first_sequence
+        self._bodies += batch.batch.bodies
+        for product in batch.products:
+            listed = self._products.get(product)
+            if listed is None:
+                listed = self._products[product] = []
+            listed.append(sequence)
+            sequence += 1
+        self._batches.append((batch.batch.header, batch.batch.chain))
+        for row in batch.accounts:
+            account = row.account
+            if not row.version_before:
+                self._holders.setdefault(account.holder, []).append(account.id)
+                insort(self._numbers, (account.number, account.id))
+            self._accounts[account.id] = account
+        for hold_row in batch.holds:
+            self._write_hold(hold_row)
+        if batch.records:
+            for record_row in batch.records:
+                if record_row.before is not None:
+                    self._unlist(record_row.before)
+            for record_row in batch.records:
+                self._list(record_row.record)
+        for line in batch.back_dated:
+            self._back_dated.setdefault(line.account, []).append(line)
         for move in batch.cursors:
             self._cursors[move.name] = move.after
         self._head = batch.head
+
+    def _write_hold(self, row: HoldRow) -> None:
+        hold, before = row.hold, row.before
+        self._holds[hold.id] = hold
+        open_holds = self._open_holds.setdefault(hold.account, {})
+        if before is not None and before.state is HoldState.OPEN:
+            del open_holds[hold.id]
+            if before.expires_at is not None:
+                self._leave(HOLD_EXPIRY, (before.expires_at, str(hold.id), "hold"))
+        if hold.state is HoldState.OPEN:
+            open_holds[hold.id] = hold
+            if hold.expires_at is not None:
+                self._enter(HOLD_EXPIRY, (hold.expires_at, str(hold.id), "hold"))
+
+    def _unlist(self, record: Record) -> None:
+        """Take a record out of everything that lists it."""
+        kind, key = record.kind, record.id
+        for label in record.labels:
+            self._labels[kind, label].discard(key)
+        for name in record.names:
+            del self._names[kind, name]
+        for mark in set(record.marks):
+            self._leave(mark.index, (mark.rank, key, kind))
+        if record.holder:
+            del self._holder_records[record.holder][kind, key]
+
+    def _list(self, record: Record) -> None:
+        """Keep a record, and list it under all that it carries."""
+        kind, key = record.kind, record.id
+        self._records[kind, key] = record
+        self._kinds.setdefault(kind, set()).add(key)
+        for label in record.labels:
+            self._labels.setdefault((kind, label), set()).add(key)
+        for name in record.names:
+            self._names[kind, name] = key
+        for mark in set(record.marks):
+            self._enter(mark.index, (mark.rank, key, kind))
+        if record.holder:
+            self._holder_records.setdefault(record.holder, {})[kind, key] = record
+
+    def _enter(self, index: str, place: _Place) -> None:
+        insort(self._places.setdefault(index, []), place)
+
+    def _leave(self, index: str, place: _Place) -> None:
+        places = self._places[index]
+        del places[bisect_left(places, place)]
 
     # ── the readers' ──────────────────────────────────────────────────────────────
 
@@ -184,15 +254,17 @@ class MemoryStore:
         self, after: int, limit: int, *, product: str | None = None, is_descending: bool = False
     ) -> list[tuple[int, bytes]]:
         """See `Store`."""
-        count = len(self._bodies)
-        span = range(min(after - 1, count), 0, -1) if is_descending else range(after + 1, count + 1)
-        rows: list[tuple[int, bytes]] = []
-        for sequence in span:
-            if len(rows) == limit:
-                break
-            if product is None or self._products[sequence - 1] == product:
-                rows.append((sequence, self._bodies[sequence - 1]))
-        return rows
+        bodies = self._bodies
+        sequences = (
+            range(1, len(bodies) + 1) if product is None else self._products.get(product, [])
+        )
+        if is_descending:
+            end = bisect_left(sequences, after)
+            picked = sequences[max(0, end - limit) : end][::-1]
+        else:
+            start = bisect_right(sequences, after)
+            picked = sequences[start : start + limit]
+        return [(sequence, bodies[sequence - 1]) for sequence in picked]
 
     def entry(self, sequence: int) -> bytes | None:
         """See `Store`."""
@@ -200,22 +272,25 @@ class MemoryStore:
 
     def batches(self, after: int, limit: int) -> list[tuple[BatchHeader, bytes]]:
         """See `Store`."""
-        rows = (row for row in self._batches if row[0].first_sequence > after)
-        return [row for row, _ in zip(rows, range(limit), strict=False)]
+        start = bisect_right(self._batches, after, key=_first_sequence)
+        return self._batches[start : start + limit]
 
     def batch_at(
         self, *, sequence: int | None = None, time: int | None = None
     ) -> BatchHeader | None:
         """See `Store`."""
-        for header, _ in reversed(self._batches):
-            if sequence is not None and not (
-                header.first_sequence <= sequence < header.first_sequence + header.count
-            ):
-                continue
-            if time is not None and header.committed_at > time:
-                continue
-            return header
-        return None
+        if sequence is not None:
+            end = bisect_right(self._batches, sequence, key=_first_sequence)
+        elif time is not None:
+            end = bisect_right(self._batches, time, key=_committed_at)
+        else:
+            end = len(self._batches)
+        if end == 0:
+            return None
+        header = self._batches[end - 1][0]
+        if sequence is not None and sequence >= header.first_sequence + header.count:
+            return None
+        return header
 
     def receipt(self, product: str, key: str) -> bytes | None:
         """See `Store`."""
@@ -230,14 +305,19 @@ class MemoryStore:
         self, after: int, limit: int, *, holder: str | None = None, asset: str | None = None
     ) -> list[Account]:
         """See `Store`."""
-        rows = [
-            account
-            for account in self._accounts.values()
-            if account.number > after
-            and holder in {None, account.holder}
-            and asset in {None, account.asset}
-        ]
-        return sorted(rows, key=lambda account: account.number)[:limit]
+        rows: list[Account] = []
+        with self._lock:
+            if holder is not None:
+                ids = [(self._accounts[i].number, i) for i in self._holders.get(holder, ())]
+            else:
+                ids = self._numbers
+            for _, account_id in ids[bisect_right(ids, after, key=_number) :]:
+                if len(rows) == limit:
+                    break
+                account = self._accounts[account_id]
+                if asset in {None, account.asset}:
+                    rows.append(account)
+        return rows
 
     def hold(self, hold_id: int) -> Hold | None:
         """See `Store`."""
@@ -245,7 +325,8 @@ class MemoryStore:
 
     def holds(self, account_id: str, after: int, limit: int) -> list[Hold]:
         """See `Store`."""
-        rows = sorted(self._open_holds.get(account_id, {}).values(), key=lambda hold: hold.id)
+        with self._lock:
+            rows = sorted(self._open_holds.get(account_id, {}).values(), key=_id)
         return [hold for hold in rows if hold.id > after][:limit]
 
     def record(self, kind: str, record_id: str) -> Record | None:
@@ -256,19 +337,21 @@ class MemoryStore:
         self, kind: str, *, label: str | None = None, after: str = "", limit: int = 100
     ) -> list[Record]:
         """See `Store`."""
-        rows = [
-            record
-            for record in self._records.values()
-            if record.kind == kind
-            and record.id > after
-            and (label is None or label in record.labels or label in record.names)
-        ]
-        return sorted(rows, key=lambda record: record.id)[:limit]
+        with self._lock:
+            if label is None:
+                ids = self._kinds.get(kind, set())
+            else:
+                ids = self._labels.get((kind, label), set())
+                named = self._names.get((kind, label))
+                ids = ids if named is None else ids | {named}
+            listed = sorted(record_id for record_id in ids if record_id > after)
+            return [self._records[kind, record_id] for record_id in listed[:limit]]
 
     def record_named(self, kind: str, name: str) -> Record | None:
         """See `Store`."""
-        record_id = self._names.get((kind, name))
-        return None if record_id is None else self._records[kind, record_id]
+        with self._lock:
+            record_id = self._names.get((kind, name))
+            return None if record_id is None else self._records[kind, record_id]
 
     def due(
         self,
@@ -280,30 +363,24 @@ class MemoryStore:
         limit: int = 100,
     ) -> list[Due]:
         """See `Store`."""
-        rows = [
-            Due(index, mark.rank, record.kind, record.id)
-            for record in self._records.values()
-            for mark in record.marks
-            if mark.index == index and low <= mark.rank <= high
-        ]
-        if index == "hold_expiry":
-            rows += [
-                Due(index, hold.expires_at, "hold", str(hold.id))
-                for holds in self._open_holds.values()
-                for hold in holds.values()
-                if hold.expires_at is not None and low <= hold.expires_at <= high
-            ]
-        rows.sort(key=lambda due: (due.rank, due.id))
-        return [due for due in rows if after is None or (due.rank, due.id) > after][:limit]
+        rows: list[Due] = []
+        with self._lock:
+            places = self._places.get(index, [])
+            start = bisect_left(places, (low,))
+            if after is not None:
+                start = max(start, bisect_right(places, after, key=_rank_and_id))
+            for rank, record_id, kind in places[start : start + limit]:
+                if rank > high:
+                    break
+                rows.append(Due(index, rank, kind, record_id))
+        return rows
 
     def back_dated(self, account_id: str, effective_until: int, committed_after: int) -> int:
         """See `Store`."""
         return sum(
             line.change
-            for line in self._back_dated
-            if line.account == account_id
-            and line.effective_at <= effective_until
-            and line.committed_at > committed_after
+            for line in list(self._back_dated.get(account_id, ()))
+            if line.effective_at <= effective_until and line.committed_at > committed_after
         )
 
     def cursors(self) -> dict[str, int]:
@@ -314,29 +391,34 @@ class MemoryStore:
 
     def claim(self, owner: str, address: str, life_microseconds: int) -> Lease | None:
         """See `Store`."""
-        now = self._clock()
-        held = self._lease
-        if held is not None and held.owner != owner and held.expires_at > now:
-            return None
-        is_renewal = held is not None and held.owner == owner and held.expires_at > now
-        epoch = self._head.epoch if is_renewal else self._head.epoch + 1
-        if not is_renewal:
-            self._head = _with_epoch(self._head, epoch)
-        self._lease = Lease(
-            epoch=epoch, owner=owner, address=address, expires_at=now + life_microseconds, now=now
-        )
-        return self._lease
+        with self._lock:
+            now = self._clock()
+            held = self._lease
+            is_held = held is not None and held.expires_at > now
+            if held is not None and is_held and held.owner != owner:
+                return None
+            epoch = self._head.epoch if is_held else self._head.epoch + 1
+            if not is_held:
+                self._head = _with_epoch(self._head, epoch)
+            self._lease = Lease(
+                epoch=epoch,
+                owner=owner,
+                address=address,
+                expires_at=now + life_microseconds,
+                now=now,
+            )
+            return self._lease
 
     def give_up(self, owner: str) -> None:
         """See `Store`."""
-        if self._lease is not None and self._lease.owner == owner:
-            self._lease = Lease(
-                epoch=self._lease.epoch, owner=owner, address="", expires_at=0, now=self._clock()
-            )
+        with self._lock:
+            if self._lease is not None and self._lease.owner == owner:
+                self._lease = _with_end(self._lease, "", 0, self._clock())
 
     def lease(self) -> Lease | None:
         """See `Store`."""
-        return self._lease
+        held = self._lease
+        return held and _with_end(held, held.address, held.expires_at, self._clock())
 
     def stage(self, name: str, value: str | None = None) -> str | None:
         """See `Store`."""
@@ -350,16 +432,15 @@ class MemoryStore:
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         """See `Store`."""
-        yield "head", self._head
-        for account in self._accounts.values():
-            yield "account", account
-        for hold in self._holds.values():
-            yield "hold", hold
-        for record in self._records.values():
-            yield "record", record
-        for name, position in self._cursors.items():
-            yield "cursor", CursorMove(name, 0, position)
-        for (product, key), sequence in self._keys.items():
+        with self._lock:
+            rows: list[tuple[str, Any]] = [("head", self._head)]
+            rows += [("account", account) for account in self._accounts.values()]
+            rows += [("hold", hold) for hold in self._holds.values()]
+            rows += [("record", record) for record in self._records.values()]
+            rows += [("cursor", CursorMove(name, 0, at)) for name, at in self._cursors.items()]
+            keys = list(self._keys.items())
+        yield from rows
+        for (product, key), sequence in keys:
             yield "key", KeyRow(product, key, sequence)
 
     def close(self) -> None:
@@ -374,8 +455,11 @@ def _holders_of(body: bytes) -> set[str]:
 def _check_balance(row: AccountRow) -> None:
     """The last line of defence: what the seal must have ensured."""
     account = row.account
-    if account.held < 0 or (account.floor is not None and account.available < account.floor):
+    posted, held, floor = account.posted, account.held, account.floor
+    if held < 0 or (floor is not None and posted - held < floor):
         raise ConstraintFailed(f"account {account.id} would go below its floor")
+    if not -LIMIT < posted < LIMIT or held >= LIMIT:
+        raise ConstraintFailed(f"account {account.id} would have more than 38 digits")
 
 
 def _with_epoch(head: Head, epoch: int) -> Head:
@@ -388,3 +472,29 @@ def _with_epoch(head: Head, epoch: int) -> Head:
         committed_at=head.committed_at,
         counters=head.counters,
     )
+
+
+def _with_end(lease: Lease, address: str, expires_at: int, now: int) -> Lease:
+    return Lease(
+        epoch=lease.epoch, owner=lease.owner, address=address, expires_at=expires_at, now=now
+    )
+
+
+def _id(hold: Hold) -> int:
+    return hold.id
+
+
+def _number(row: tuple[int, str]) -> int:
+    return row[0]
+
+
+def _first_sequence(row: tuple[BatchHeader, bytes]) -> int:
+    return row[0].first_sequence
+
+
+def _committed_at(row: tuple[BatchHeader, bytes]) -> int:
+    return row[0].committed_at
+
+
+def _rank_and_id(place: _Place) -> tuple[int, str]:
+    return place[:2]

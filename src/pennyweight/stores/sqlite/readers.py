@@ -15,6 +15,8 @@ from pennyweight.ledger.records import Record
 from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.keys import KeyTable
 
+_INTEGER_MAX = 2**63 - 1
+
 READERS_MAX = 8
 """Readers at one time; more wait."""
 
@@ -121,7 +123,7 @@ class Readers:
             blob = self.one(
                 "SELECT header FROM batches WHERE committed_at <= ?"
                 " ORDER BY committed_at DESC LIMIT 1",
-                time,
+                _INTEGER_MAX if time is None else time,
             )
         if blob is None:
             return None
