@@ -1,0 +1,109 @@
+"""`pennyweight export` and `pennyweight import`: a book as lines of JSON, and back."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+from cyclopts import Parameter
+
+from pennyweight.delivery.cli.shared import Data, Json, UserError, print_json, progress, roof
+from pennyweight.runtime.copying import (
+    CopyFailed,
+    export_lines,
+    import_lines,
+    read_first_line,
+)
+
+
+def export(
+    *,
+    data: Data,
+    output: Annotated[
+        Path | None, Parameter(help="A file to write; stdout if not given.", negative=())
+    ] = None,
+) -> int:
+    """Write a book's journal as lines of JSON, up to where it stands now.
+
+    May run while the book is served. `import` rebuilds the same book from it.
+
+    Example: pennyweight export --data book --output book.jsonl
+    """
+    store = roof().open_reader(data)
+    try:
+        with progress("exporting") as tell, _writing(output) as file:
+            file.writelines(export_lines(store, tell))
+    except CopyFailed as error:
+        raise UserError(str(error)) from None
+    finally:
+        store.close()
+    return 0
+
+
+@contextmanager
+def _writing(output: Path | None) -> Iterator[BinaryIO]:
+    """Open the output; a file appears under its name only when it is whole."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def import_book(
+    file: Annotated[Path, Parameter(help="What `export` wrote; - for stdin.")],
+    /,
+    *,
+    data: Data,
+    json: Json = False,
+) -> int:
+    """Rebuild a book from an export, in a folder that has none yet: all of it, or nothing.
+
+    Chain and rules are checked on the way. The copy ends with the same chain head; what
+    is committed from then on belongs to a new life of the book (another incarnation).
+
+    Example: pennyweight import book.jsonl --data copy
+    """
+    with _reading(file) as source:
+        lines = _lines(source)
+        try:
+            first = read_first_line(next(lines, b""))
+            with (
+                progress("importing") as tell,
+                roof().create_book(data, first.book) as (store, incarnation),
+            ):
+                head = import_lines(
+                    first, lines, store, incarnation, answers=roof().answers(), progress=tell
+                )
+        except CopyFailed as error:
+            raise UserError(f"{file}: {error}; nothing was imported") from None
+    if json:
+        print_json({"sequence": head.sequence, "chain_head": head.chain.hex()})
+    else:
+        print(f"{head.sequence} entries imported, chain head {head.chain.hex()}")
+    return 0
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[BinaryIO]:
+    if str(file) == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        with file.open("rb") as opened:
+            yield opened
+    except FileNotFoundError:
+        raise UserError(f"there is no file {file}", code=2) from None
+
+
+def _lines(source: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file; an empty file has no first line."""
+    return chain(source)
