@@ -11,12 +11,13 @@ is durable.
 """
 
 import secrets
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pennyweight.assemble import engine_on, new_incarnation, open_store
+from pennyweight.config import Config
 from pennyweight.delivery.wallet import (
     RS_ERROR_WRONG_TYPES,
     AskedBody,
@@ -30,11 +31,12 @@ from pennyweight.delivery.wallet import (
     body_of,
 )
 from pennyweight.engine.engine import Submission
-from pennyweight.engine.port import Head, Store
+from pennyweight.engine.port import Head
 from pennyweight.engine.receipts import Failure, Receipt, Refusal, Unknown
 from pennyweight.ledger.accounts import user_holder
 from pennyweight.ledger.refusals import Refused
 from pennyweight.products.wallet import CreateUser
+from pennyweight.runtime.clock import ClockGuard, wall_clock
 from pennyweight.runtime.inline import InlineBook
 from pennyweight.runtime.opening import open_engine
 from pennyweight.stores.memory import MemoryStore
@@ -52,11 +54,9 @@ class WalletFailed(Exception):
 class Wallet:
     """One isolated wallet. `start` makes it; its methods are the module's functions."""
 
-    def __init__(self, store: Store, settings: WalletSettings) -> None:
-        """A wallet on the store's book."""
-        engine = open_engine(store, now=_now(), users_max=_USERS_MAX)
-        self._store = store
-        self._book = InlineBook(engine, store, _now)
+    def __init__(self, book: InlineBook, settings: WalletSettings) -> None:
+        """A wallet on a book that nobody else writes to."""
+        self._book = book
         self._protocol = Protocol(settings)
 
     def create_users(self, users: Iterable[str]) -> str:
@@ -85,13 +85,13 @@ class Wallet:
         """See the module's `balance`."""
         try:
             asked = body_of(InfoBody, body)
-            return self._protocol.balance(asked, self._store, self._book.engine.standing)
+            return self._protocol.balance(asked, self._book.store, self._book.engine.standing)
         except Fault as fault:
             return fault.answer
 
     def close(self) -> None:
         """Release the book; a wallet in memory is gone with its last reference anyway."""
-        self._store.close()
+        self._book.store.close()
 
     def __enter__(self) -> Self:
         """Return the wallet."""
@@ -131,13 +131,11 @@ class Wallet:
 def start(path: str | Path | None = None, *, one_win_per_bet: bool = False) -> Wallet:
     """Return a fresh wallet in memory, or the durable one in the folder `path`.
 
-    With `one_win_per_bet` a second win on a bet answers RS_ERROR_UNKNOWN.
+    With `one_win_per_bet` a second win on a bet answers RS_ERROR_UNKNOWN. Raises
+    `StoreInUse` when another process has the folder's book open.
     """
     settings = WalletSettings(one_win_per_bet=one_win_per_bet)
-    if path is None:
-        head = Head(book=secrets.token_hex(16), incarnation=secrets.token_hex(8))
-        return Wallet(MemoryStore(head), settings)
-    raise NotImplementedError
+    return Wallet(_in_memory() if path is None else _on_disk(Path(path)), settings)
 
 
 def create_users(server: Wallet, users: Iterable[str]) -> str:
@@ -196,5 +194,19 @@ def _failed(outcome: Failure | Unknown, user: str, request_uuid: str) -> dict[st
     raise WalletFailed(outcome.message)
 
 
-def _now() -> int:
-    return time.time_ns() // 1_000
+def _in_memory() -> InlineBook:
+    """Return a fresh book that lives as long as its wallet."""
+    store = MemoryStore(Head(book=secrets.token_hex(16), incarnation=new_incarnation()))
+    engine = open_engine(store, now=wall_clock(), users_max=_USERS_MAX)
+    return InlineBook(engine, store, wall_clock)
+
+
+def _on_disk(folder: Path) -> InlineBook:
+    """Return the book of a folder, begun if there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = open_store(folder)
+    try:
+        return InlineBook(engine_on(store, Config(), ClockGuard()), store, wall_clock)
+    except BaseException:
+        store.close()
+        raise
