@@ -1,14 +1,20 @@
 """The entry point: hands the command line what only the roof can do."""
 
-import sys
-from contextlib import AbstractContextManager
-from pathlib import Path
+from __future__ import annotations
 
-from pennyweight.config import Config
+import sys
+from typing import TYPE_CHECKING
+
 from pennyweight.delivery.cli import run
-from pennyweight.engine.port import Store
-from pennyweight.engine.rebuild import Answers, Invariant
-from pennyweight.runtime.inline import InlineBook
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from pennyweight.config import Config
+    from pennyweight.engine.port import Store
+    from pennyweight.engine.rebuild import Answers, Invariant
+    from pennyweight.runtime.inline import InlineBook
 
 
 class _Roof:

@@ -2,16 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
-from pennyweight.config import ConfigError
 from pennyweight.delivery.cli import shared
-from pennyweight.engine.port import StoreError, StoreInUse
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 _HERE = "pennyweight.delivery.cli"
 _VERBS = (
@@ -29,40 +27,65 @@ _VERBS = (
 )
 
 
-def build() -> App:
-    """Return the command line; nothing of a verb is imported yet."""
+def build(verb: str = "") -> App:
+    """Return the command line; nothing of a verb is imported yet.
+
+    The verb that is called tells its own, longer help; the others their line of the list,
+    whose plain text saves the time that markdown costs.
+    """
     app = App(
         name="pennyweight",
         help="A money engine: one exact, durable book of balances.",
-        version=version("pennyweight"),
+        help_format="markdown" if verb else "plaintext",
+        version=_version,
         version_flags=["--version"],
         result_action="return_value",
     )
-    for name, place, help_text in _VERBS:
-        app.command(f"{_HERE}.{place}", name=name, help=help_text)
+    for name, place, line in _VERBS:
+        app.command(f"{_HERE}.{place}", name=name, help=None if name == verb else line)
     return app
 
 
 def run(roof: shared.Roof, arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0, 1 for failed, 2 for wrong usage or a book in use."""
     shared.use(roof)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = build()(
-            list(sys.argv[1:] if arguments is None else arguments),
-            exit_on_error=False,
-            print_error=False,
-        )
+        result = build(words[0] if words else "")(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _say(str(error), EXIT_USAGE)
-    except (ConfigError, StoreInUse) as error:
         return _say(str(error), EXIT_USAGE)
     except shared.UserError as error:
         return _say(str(error), error.code)
-    except (StoreError, OSError) as error:
+    except OSError as error:
         return _say(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
-        return _say("stopped", 130)
+        return _say("stopped", EXIT_INTERRUPTED)
+    except Exception as error:
+        code = _code_of(error)
+        if code is None:
+            raise
+        return _say(str(error), code)
     return result if isinstance(result, int) else 0
+
+
+def _code_of(error: Exception) -> int | None:
+    """Return the exit code of what the layers below say on purpose; None for a fault of ours."""
+    from pennyweight.config import ConfigError  # noqa: PLC0415 - `--help` does without them
+    from pennyweight.engine.port import StoreError, StoreInUse  # noqa: PLC0415
+    from pennyweight.runtime.clock import ClockRefused  # noqa: PLC0415
+    from pennyweight.runtime.opening import OpeningFailed  # noqa: PLC0415
+
+    if isinstance(error, ConfigError | StoreInUse):
+        return EXIT_USAGE
+    if isinstance(error, StoreError | OpeningFailed | ClockRefused):
+        return EXIT_FAILED
+    return None
+
+
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415 - as above
+
+    return version("pennyweight")
 
 
 def _say(message: str, code: int) -> int:

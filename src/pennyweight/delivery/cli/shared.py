@@ -1,18 +1,20 @@
 """What the verbs share: the roof they are handed, their errors, progress, output."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-import msgspec
 from cyclopts import Parameter
 
-from pennyweight.config import Config
-from pennyweight.engine.port import Store
-from pennyweight.engine.rebuild import Answers, Invariant
-from pennyweight.runtime.inline import InlineBook
+if TYPE_CHECKING:  # `--help` does without the engine
+    from pennyweight.config import Config
+    from pennyweight.engine.port import Store
+    from pennyweight.engine.rebuild import Answers, Invariant
+    from pennyweight.runtime.inline import InlineBook
 
 
 class Roof(Protocol):
@@ -82,6 +84,8 @@ def roof() -> Roof:
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
+    import msgspec  # noqa: PLC0415 - as above
+
     print(msgspec.json.encode(value).decode())
 
 
