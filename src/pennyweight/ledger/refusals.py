@@ -57,6 +57,8 @@ class Reason(enum.Enum):
 
     # Shape: ids, assets, amounts.
     ACCOUNT_ID_INVALID = ("account_id_invalid", Kind.MALFORMED, False)
+    USER_ID_INVALID = ("user_id_invalid", Kind.MALFORMED, False)
+    NAME_INVALID = ("name_invalid", Kind.MALFORMED, False)
     ASSET_INVALID = ("asset_invalid", Kind.MALFORMED, False)
     ASSET_UNKNOWN = ("asset_unknown", Kind.MALFORMED, False)
     ASSET_SCALE_FIXED = ("asset_scale_fixed", Kind.CONFLICT, False)
@@ -65,8 +67,6 @@ class Reason(enum.Enum):
     AMOUNT_TOO_LARGE = ("amount_too_large", Kind.MALFORMED, False)
     AMOUNT_TOO_FINE = ("amount_too_fine", Kind.MALFORMED, False)
     FLOOR_INVALID = ("floor_invalid", Kind.MALFORMED, False)
-    USER_ID_INVALID = ("user_id_invalid", Kind.MALFORMED, False)
-    NAME_INVALID = ("name_invalid", Kind.MALFORMED, False)
     EXPIRY_INVALID = ("expiry_invalid", Kind.MALFORMED, False)
     SAME_ACCOUNT = ("same_account", Kind.MALFORMED, False)
 

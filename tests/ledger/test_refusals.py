@@ -1,0 +1,449 @@
+"""The walk of all refusals: each one provoked, and where two apply, the earlier one given.
+
+Each command has a request that would succeed on one common book, and a list of defects:
+changes of that request that provoke one reason each. Every defect is tried alone and with
+every other that changes other fields. Since a refusal leaves nothing, all share the book.
+"""
+
+import ast
+import inspect
+import itertools
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import pennyweight.ledger
+from pennyweight.engine import engine as engine_module
+from pennyweight.engine.engine import Abandon, Submission
+from pennyweight.engine.receipts import Receipt, Refusal
+from pennyweight.ledger.accounts import ACCOUNTS_PER_HOLDER_MAX, HOLDS_OPEN_MAX
+from pennyweight.ledger.refusals import Kind, Reason
+from pennyweight.products import general
+from pennyweight.products.general import (
+    CloseAccount,
+    ExpireHold,
+    LoadBalances,
+    OpenAccount,
+    PlaceHold,
+    RegisterAsset,
+    Reverse,
+    SettleHold,
+    Transfer,
+    TransferItem,
+    Transfers,
+    VoidHold,
+)
+from probes import probe
+from scenarios import START, Stage
+
+ORDER = {reason.code: place for place, reason in enumerate(Reason)}
+LARGEST = "9" * 20
+FAR = START + 10**15
+
+
+class Defect(msgspec.Struct):
+    """Fields to change and options of the submission that provoke a reason by themselves."""
+
+    code: str
+    fields: dict[str, object] = {}
+    key: str = ""
+    not_after: int | None = None
+
+
+KEYS = [
+    Defect("not_after_passed", not_after=START - 1),
+    Defect("key_abandoned", key="abandoned"),
+    Defect("key_reused", key="used"),
+]
+AMOUNTS = [
+    Defect("amount_invalid", {"amount": "ten"}),
+    Defect("amount_not_positive", {"amount": "-1"}),
+    Defect("amount_not_positive", {"amount": "0"}),
+    Defect("amount_too_large", {"amount": "1e30"}),
+    Defect("amount_too_fine", {"amount": "1e-19"}),
+]
+UNLIMITED = {"world:USD", "house:held:USD"}
+FUNDS = [Defect("insufficient_funds", {"amount": "1000"})]
+
+
+def defect(code, **fields):
+    return Defect(code, fields)
+
+
+TRANSFER = (
+    Transfer("user:1:USD", "user:2:USD", "USD", "10"),
+    [
+        *KEYS,
+        *AMOUNTS,
+        *FUNDS,
+        defect("effective_at_in_future", effective_at=FAR),
+        defect("account_id_invalid", debit_account="world:usd"),
+        defect("account_id_invalid", credit_account="house:a\n:USD"),
+        defect("asset_unknown", asset="XXX"),
+        defect("asset_unknown", credit_account="world:XXX"),
+        defect("same_account", debit_account="user:1:USD", credit_account="user:1:USD"),
+        defect("same_account", debit_account="world:USD", credit_account="world:USD"),
+        defect("same_account", debit_account="nobody:USD", credit_account="nobody:USD"),
+        defect("account_not_found", debit_account="user:99:USD"),
+        defect("account_not_found", credit_account="user:99:USD"),
+        defect("account_not_found", credit_account="owed:user:99:USD"),
+        defect("account_not_found", credit_account="rubbish"),
+        defect("owned_by_product", debit_account="owed:user:owing:USD"),
+        defect("owned_by_product", credit_account="owed:user:owing:USD"),
+        defect("asset_mismatch", asset="BTC"),
+        defect("asset_mismatch", credit_account="user:2:BTC"),
+        defect("asset_mismatch", credit_account="user:closed:BTC"),
+        defect("account_closed", debit_account="user:closed:USD"),
+        defect("account_closed", credit_account="user:closed:USD"),
+        defect("balance_too_large", credit_account="user:rich:USD"),
+        defect("balance_too_large", debit_account="world:USD"),
+    ],
+)
+OPEN_ACCOUNT = (
+    OpenAccount("user:new:USD", "-5"),
+    [
+        *KEYS,
+        defect("account_id_invalid", account="user:new"),
+        defect("account_id_invalid", account="owed:user:1:XXX"),
+        defect("account_id_invalid", account="suspense:USD"),
+        defect("asset_unknown", account="user:new:XXX"),
+        defect("amount_invalid", floor="low"),
+        defect("amount_too_large", floor="-1e30"),
+        defect("amount_too_fine", floor="-1e-19"),
+        defect("floor_invalid", floor="5"),
+        defect("account_exists", account="user:1:USD"),
+        defect("account_exists", account="user:closed:USD"),
+        defect("too_many_accounts", account="user:many:one-more:USD"),
+    ],
+)
+CLOSE_ACCOUNT = (
+    CloseAccount("user:empty:USD"),
+    [
+        *KEYS,
+        defect("account_not_found", account="user:99:USD"),
+        defect("account_not_found", account="\n"),
+        defect("owned_by_product", account="world:USD"),
+        defect("owned_by_product", account="house:USD"),
+        defect("owned_by_product", account="owed:user:owing:USD"),  # with a balance besides
+        defect("account_closed", account="user:closed:USD"),
+        defect("account_has_holds", account="user:holding:USD"),  # with a balance besides
+        defect("account_has_balance", account="user:1:USD"),
+        defect("account_owes", account="user:owing:USD"),
+    ],
+)
+PLACE_HOLD = (
+    PlaceHold("user:1:USD", "USD", "10", 60),
+    [
+        *KEYS,
+        *AMOUNTS,
+        *FUNDS,
+        defect("account_id_invalid", account="world:usd"),
+        defect("asset_unknown", asset="XXX"),
+        defect("asset_unknown", account="house:XXX"),
+        defect("expiry_invalid", expires_in_seconds=0),
+        defect("expiry_invalid", expires_in_seconds=-1),
+        defect("expiry_invalid", expires_in_seconds=10 * 366 * 86_400 + 1),
+        defect("expiry_invalid", expires_in_seconds=10**30),
+        defect("account_not_found", account="user:99:USD"),
+        defect("account_not_found", account="owed:user:99:USD"),
+        defect("owned_by_product", account="owed:user:owing:USD"),
+        defect("asset_mismatch", asset="BTC"),
+        defect("asset_mismatch", account="user:2:BTC"),
+        defect("account_closed", account="user:closed:USD"),
+        defect("too_many_holds", account="user:busy:USD"),
+        defect("balance_too_large", account="house:held:USD"),
+    ],
+)
+# The holds of the book: see `build`.
+OPEN, SETTLED, VOIDED, EXPIRED, OVERDUE, FOREIGN = range(1, 7)
+HOLDS = [
+    defect("hold_not_found", hold=0),
+    defect("hold_not_found", hold=-1),
+    defect("hold_not_found", hold=9_999),
+    defect("hold_not_found", hold=10**30),
+    defect("hold_already_settled", hold=SETTLED),
+    defect("hold_already_voided", hold=VOIDED),
+    defect("hold_expired", hold=EXPIRED),
+]
+SETTLE_HOLD = (
+    SettleHold(OPEN, "10", "user:2:USD"),
+    [
+        *KEYS,
+        *AMOUNTS[:3],
+        defect("amount_too_large", amount="1e38"),  # else it depends on the hold's asset
+        *FUNDS,
+        *HOLDS,
+        defect("owned_by_product", hold=FOREIGN),
+        defect("owned_by_product", credit_account="owed:user:owing:USD"),
+        defect("hold_expired", hold=OVERDUE),
+        defect("account_id_invalid", credit_account="world:usd"),
+        defect("asset_unknown", credit_account="world:XXX"),
+        defect("account_not_found", credit_account="user:99:USD"),
+        defect("account_not_found", credit_account="owed:user:99:USD"),
+        defect("asset_mismatch", credit_account="user:2:BTC"),
+        defect("account_closed", credit_account="user:closed:USD"),
+        defect("balance_too_large", credit_account="user:rich:USD"),
+    ],
+)
+VOID_HOLD = (VoidHold(OPEN), [*KEYS, *HOLDS, defect("owned_by_product", hold=FOREIGN)])
+EXPIRE_HOLD = (ExpireHold(OVERDUE), [*KEYS, *HOLDS, defect("hold_not_due", hold=OPEN)])
+LOAD_BALANCES = (
+    LoadBalances("new", (("USD", "1"),)),
+    [
+        *KEYS,
+        defect("too_many_transfers", balances=()),
+        defect("too_many_transfers", balances=(("XXX", "ten"),) * 65),
+        defect("user_id_invalid", user=""),
+        defect("user_id_invalid", user="\x00"),
+        defect("asset_unknown", balances=(("XXX", "1"),)),
+        defect("amount_invalid", balances=(("USD", "ten"),)),
+        defect("amount_not_positive", balances=(("USD", "-1"),)),
+        defect("amount_too_large", balances=(("USD", "1e30"),)),
+        defect("amount_too_fine", balances=(("USD", "1e-19"),)),
+        defect("account_closed", user="closed"),
+        defect("too_many_accounts", user="many", balances=(("BTC", "1"),)),
+        defect("balance_too_large", user="rich"),
+    ],
+)
+REGISTER_ASSET = (
+    RegisterAsset("NEW", 2, 100),
+    [
+        *KEYS,
+        defect("asset_invalid", asset="new"),
+        defect("asset_invalid", scale=31),
+        defect("asset_invalid", scale=-1),
+        defect("asset_invalid", currency_id=0),
+        defect("asset_scale_fixed", asset="USD"),
+        defect("name_taken", currency_id=1),
+    ],
+)
+WALKS = {
+    "transfer": TRANSFER,
+    "open_account": OPEN_ACCOUNT,
+    "close_account": CLOSE_ACCOUNT,
+    "place_hold": PLACE_HOLD,
+    "settle_hold": SETTLE_HOLD,
+    "void_hold": VOID_HOLD,
+    "expire_hold": EXPIRE_HOLD,
+    "load_balances": LOAD_BALANCES,
+    "register_asset": REGISTER_ASSET,
+}
+WALKED_ALONE = {"too_many_transfers", "entry_not_found", "entry_not_reversible", "cursor_conflict"}
+WALKED_ALONE |= {"entry_already_reversed"}
+
+
+def run(stage, command, **options):
+    """Execute without the stage's checks, which are slow on a book of this size."""
+    return stage.book.execute_many([Submission(command, **options)])[0]
+
+
+def done(stage, command, **options):
+    outcome = run(stage, command, **options)
+    assert isinstance(outcome, Receipt), outcome
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """The common book."""
+    stage = Stage(batch_max=2_000, users_max=5_000)
+    stage.play("""
+        given
+            user:1:USD          100
+            user:2:USD
+            user:2:BTC
+            user:empty:USD
+            user:closed:USD
+            user:closed:BTC
+            user:holding:USD    50
+            user:owing:USD
+            house:USD           1
+            user:busy:USD       2000
+            user:holder:USD     100
+        when
+            place_hold user:holder:USD USD 20       -> done id=1
+            place_hold user:holder:USD USD 5        -> done id=2
+            place_hold user:holder:USD USD 5        -> done id=3
+            place_hold user:holder:USD USD 5 60     -> done id=4
+            place_hold user:holder:USD USD 5 60     -> done id=5
+            settle_hold 2 1 user:2:USD              -> done
+            void_hold 3                             -> done
+            wait 61
+            expire_hold 4                           -> done
+            close_account user:closed:USD           -> done
+            close_account user:closed:BTC           -> done
+    """)
+    foreign = probe(lambda draft: draft.place_hold("user:holder:USD", 1).id, "user:holder")
+    assert done(stage, foreign).answer == FOREIGN
+    done(stage, PlaceHold("user:holding:USD", "USD", "10"))
+    taking = probe(
+        lambda draft: draft.take("user:owing:USD", "house:USD", 7), "user:owing", "house"
+    )
+    assert done(stage, taking).answer == 7
+    fill = [OpenAccount(f"user:many:{n}:USD") for n in range(ACCOUNTS_PER_HOLDER_MAX)]
+    fill += [PlaceHold("user:busy:USD", "USD", "1")] * HOLDS_OPEN_MAX
+    fill += [PlaceHold("house:held:USD", "USD", LARGEST)]
+    fill += [OpenAccount("user:rich:USD")]
+    outcomes = stage.book.execute_many([Submission(command) for command in fill])
+    assert all(isinstance(outcome, Receipt) for outcome in outcomes)
+    # `world` is as far down as it can go, `rich` holds the rest.
+    room = 10**20 - 1 + int(stage.store.account("world:USD").posted // 10**18)
+    done(stage, Transfer("world:USD", "user:rich:USD", "USD", str(room)))
+    top_up = Transfer("house:more:USD", "user:rich:USD", "USD", str(10**20 - 1 - room))
+    done(stage, top_up)
+    done(stage, Abandon("ledger"), key="abandoned")
+    done(stage, Transfer("house:USD", "house:other:USD", "USD", "1", id="x"), key="used")
+    return stage
+
+
+def refusal(stage, command, defects):
+    changes = {name: value for one in defects for name, value in one.fields.items()}
+    options = {
+        "key": "".join(one.key for one in defects),
+        "not_after": next((d.not_after for d in defects if d.not_after is not None), None),
+    }
+    before = stage.store.head()
+    outcome = run(stage, msgspec.structs.replace(command, **changes), **options)
+    assert stage.store.head() == before, outcome
+    assert isinstance(outcome, Refusal), (outcome, defects)
+    return outcome
+
+
+def pairs(defects):
+    for one, other in itertools.combinations(defects, 2):
+        clash = set(one.fields) & set(other.fields)
+        if clash or (one.key and other.key) or one.code == other.code:
+            continue
+        if FUNDS[0] in (one, other) and UNLIMITED & {*one.fields.values(), *other.fields.values()}:
+            continue  # these never lack funds
+        yield one, other
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_refusals_alone(stage, walk):
+    command, defects = WALKS[walk]
+    for one in defects:
+        assert refusal(stage, command, [one]).reason.code == one.code, one
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_refusals_in_pairs_the_earlier_wins(stage, walk):
+    command, defects = WALKS[walk]
+    for pair in pairs(defects):
+        expected = min((one.code for one in pair), key=ORDER.__getitem__)
+        got = refusal(stage, command, pair).reason.code
+        assert got == expected, pair
+
+
+def test_refusal_of_a_hold_too_fine(stage):
+    too_fine = SettleHold(OPEN, "1e-19", "user:2:USD")
+    assert run(stage, too_fine).reason is Reason.AMOUNT_TOO_FINE
+    same = SettleHold(OPEN, "1", "user:holder:USD")
+    assert run(stage, same).reason is Reason.SAME_ACCOUNT
+    assert run(stage, SettleHold(SETTLED, "1", "user:holder:USD")).reason is Reason.SAME_ACCOUNT
+
+
+def test_refusals_of_a_list_name_the_first_bad_position(stage):
+    good = TransferItem("user:1:USD", "user:2:USD", "USD", "60")
+    bad = TransferItem("user:1:USD", "user:2:USD", "USD", "x")
+    outcome = run(stage, Transfers((good, good, bad)))
+    assert outcome.reason is Reason.INSUFFICIENT_FUNDS
+    assert outcome.figures["position"] == 1
+    assert outcome.figures["available"] == "40"
+    outcome = run(stage, Transfers((bad, good)))
+    assert (outcome.reason, outcome.figures) == (Reason.AMOUNT_INVALID, {"position": 0})
+
+
+@pytest.mark.parametrize("count", [0, 65, 1_000])
+def test_refusals_of_a_list_too_long(stage, count):
+    bad = TransferItem("user:1:USD", "user:2:USD", "USD", "x")
+    future = Transfers((bad,) * count, FAR)
+    outcome = run(stage, future)
+    assert outcome.reason is Reason.TOO_MANY_TRANSFERS
+    assert outcome.figures == {"transfers": count}
+    assert run(stage, future, key="abandoned").reason is Reason.KEY_ABANDONED
+    assert run(stage, Transfers((bad,), FAR)).reason is Reason.EFFECTIVE_AT_IN_FUTURE
+
+
+def test_refusals_of_a_reversal():
+    Stage().play("""
+        given
+            user:1:USD      100
+            user:2:USD
+        when
+            transfer user:1:USD user:2:USD USD 30           -> done sequence=13
+            reverse 99                                      -> entry_not_found
+            reverse 0                                       -> entry_not_found
+            reverse -1                                      -> entry_not_found
+            reverse 99999999999999999999999                 -> entry_not_found
+            reverse 99 1900000000000000                     -> effective_at_in_future
+            reverse 10                                      -> entry_not_reversible
+            transfer user:2:USD world:USD USD 25            -> done
+            reverse 13                                      -> insufficient_funds available=5
+            transfer world:USD user:2:USD USD 25            -> done
+            [r] reverse 13                                  -> done reversed_sequence=13
+            [r] reverse 13                                  -> replayed reversed_sequence=13
+            reverse 13                                      -> entry_already_reversed
+            &reverse 13 1900000000000000                    -> effective_at_in_future
+            reverse 16                                      -> entry_not_reversible
+        then
+            user:1:USD      100
+            user:2:USD      0
+    """)
+
+
+def test_refusals_of_a_reversal_foreign_entry_first():
+    stage = Stage()
+    stage.fund("user:1:USD", "5")
+    entry = stage.execute(probe(lambda draft: draft.emit("seen", 1)))
+    outcome = stage.execute(Reverse(entry.sequence))
+    assert outcome.reason is Reason.OWNED_BY_PRODUCT
+    assert outcome.figures == {"owner": "probe"}
+
+
+def test_refusals_of_cursors_and_names():
+    stage = Stage()
+
+    def move(before, after):
+        return stage.execute(probe(lambda draft: draft.move_cursor("in", before, after)))
+
+    assert isinstance(move(0, 5), Receipt)
+    assert move(0, 6).reason is Reason.CURSOR_CONFLICT
+    assert move(5, 4).reason is Reason.CURSOR_CONFLICT
+    assert isinstance(move(5, 5), Receipt)
+
+
+def _mentioned(module):
+    """Return the reasons that a module's code names, docstrings aside."""
+    tree = ast.parse(inspect.getsource(module))
+    return {
+        Reason[node.attr].code
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "Reason"
+    }
+
+
+def test_refusals_walk_is_complete():
+    """Whatever the ledger, its own product and the engine can refuse for is walked above."""
+    mentioned = _mentioned(general) | _mentioned(engine_module)
+    for path in Path(pennyweight.ledger.__path__[0]).glob("*.py"):
+        if path.stem != "refusals":
+            name = f"pennyweight.ledger.{path.stem}"
+            mentioned |= _mentioned(__import__(name, fromlist=["_"]))
+    walked = WALKED_ALONE | {one.code for _, defects in WALKS.values() for one in defects}
+    assert mentioned == walked
+
+
+def test_reasons_are_one_closed_list():
+    codes = [reason.code for reason in Reason]
+    assert len(codes) == len(set(codes)) == len(Reason.__members__)
+    for name, reason in Reason.__members__.items():
+        assert reason.code == name.lower()
+        assert isinstance(reason.kind, Kind)
+        assert isinstance(reason.is_retryable, bool)
+        # What can never succeed as written is not worth waiting for.
+        assert not (reason.is_retryable and reason.kind in {Kind.MALFORMED, Kind.KEY}), reason
+        assert reason.is_retryable or reason.kind is not Kind.UNFUNDED, reason
