@@ -24,7 +24,8 @@ PROBLEM = "application/problem+json"
 class Request(msgspec.Struct, gc=False):
     """A request as a face sees it: path parameters and query decoded, header names in lower case.
 
-    `correlation_id` names it in the log; set before `render` when a rule of ours broke.
+    `is_list` is set before `render` when `parse` returned a list of submissions,
+    `correlation_id`, its name in the log, when a rule of ours broke.
     """
 
     method: str
@@ -33,6 +34,7 @@ class Request(msgspec.Struct, gc=False):
     params: dict[str, str] = {}
     query: dict[str, str] = {}
     headers: Mapping[str, str] = {}
+    is_list: bool = False
     correlation_id: str = ""
 
 
@@ -83,13 +85,17 @@ class CommandRoute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReadRoute(msgspec.Struct, frozen=True, kw_only=True):
-    """A route that only reads. `read` gets the request, the store and what is always loaded."""
+    """A route that only reads. `read` gets the request, the store and what is always loaded.
+
+    An instant one touches no store and is answered without a reader's thread.
+    """
 
     face: str
     method: str
     path: str
     read: Callable[[Request, Store, Standing], Reply]
     documentation: Documentation
+    is_instant: bool = False
 
 
 Route = CommandRoute | ReadRoute

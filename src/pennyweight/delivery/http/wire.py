@@ -50,14 +50,24 @@ class Unreadable(BadRequest):
 # ── amounts and moments ───────────────────────────────────────────────────────────
 
 
-class Amount(str):
-    """An amount above or equal to zero on the wire, number or string, in canonical text."""
+class _PlainText(type):
+    """Makes plain text an instance of the wire types below: msgspec asks, then keeps it."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return instance.__class__ is str
+
+
+class Amount(str, metaclass=_PlainText):
+    """An amount above or equal to zero on the wire, number or string; decoded, its canonical text.
+
+    Only an annotation: the value is a plain `str`, fit for commands.
+    """
 
     __slots__ = ()
 
 
-class SignedAmount(str):
-    """An amount that may be negative, number or string, in canonical text."""
+class SignedAmount(str, metaclass=_PlainText):
+    """Like `Amount`, and may be negative."""
 
     __slots__ = ()
 
@@ -85,7 +95,7 @@ def _decode_own(kind: type, value: Any) -> Any:
     """Make one of our wire types of what the JSON held. Refusals: those of `money.parse`."""
     if kind is Amount or kind is SignedAmount:
         if value.__class__ is str or value.__class__ is int:
-            return kind(canonical(value, signed=kind is SignedAmount))
+            return canonical(value, signed=kind is SignedAmount)
         raise TypeError(f"Expected an amount, got `{_json_name(value)}`")
     raise NotImplementedError(f"no wire type {kind}")
 

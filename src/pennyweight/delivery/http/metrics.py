@@ -1,0 +1,114 @@
+"""What `/metrics` tells: plain counters kept by the hot path, written out when asked for.
+
+Requests by route and status, sizes and times of batches, queue, refusals, replays, cache.
+Never an account, a user or a key as a label.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from pennyweight.delivery.http.routes import Route
+from pennyweight.runtime.driver import ThreadedBook
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
+_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
+
+
+class Metrics(Collector):
+    """The server's figures, in a registry of their own."""
+
+    def __init__(self) -> None:
+        """Nothing counted yet; `watch` names the book once there is one."""
+        self.requests: Counter[tuple[str, str, int]] = Counter()
+        """Answered requests by method, route template and status."""
+        self.refusals: Counter[str] = Counter()
+        """Requests refused before they reached the engine, by code."""
+        self.turned_away: Counter[str] = Counter()
+        """Commands not accepted (queue full, clock, store), by code."""
+        self._book: ThreadedBook | None = None
+        self._registry = CollectorRegistry()
+        self._size = Histogram(
+            "pennyweight_batch_commands",
+            "Commands decided per batch",
+            buckets=_SIZES,
+            registry=self._registry,
+        )
+        self._decide = Histogram(
+            "pennyweight_decide_seconds",
+            "Time to read and decide a batch",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._append = Histogram(
+            "pennyweight_commit_seconds",
+            "Time to append a batch durably",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._registry.register(self)
+
+    def watch(self, book: ThreadedBook) -> None:
+        """Tell of this book's engine too."""
+        self._book = book
+
+    def observe_batch(self, commands: int, decide_seconds: float, append_seconds: float) -> None:
+        """Note a batch; called by the engine thread."""
+        self._size.observe(commands)
+        self._decide.observe(decide_seconds)
+        self._append.observe(append_seconds)
+
+    def count(self, route: Route, status: int) -> None:
+        """Note an answered request."""
+        self.requests[route.method, route.path, status] += 1
+
+    def text(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector`."""
+        requests = CounterMetricFamily(
+            "pennyweight_requests",
+            "Answered requests",
+            labels=("method", "route", "status"),
+        )
+        for (method, path, status), count in list(self.requests.items()):
+            requests.add_metric((method, path, str(status)), count)
+        yield requests
+        refusals = self.refusals.copy()
+        if self._book is not None:
+            engine = self._book.engine
+            refusals += engine.refusals.copy()
+            yield GaugeMetricFamily(
+                "pennyweight_queue_commands", "Commands waiting", value=engine.waiting
+            )
+            yield GaugeMetricFamily(
+                "pennyweight_sequence", "Sequence of the last entry", value=engine.head.sequence
+            )
+            yield GaugeMetricFamily(
+                "pennyweight_cache_users", "Users resident in memory", value=len(engine.cache)
+            )
+            for name, what, value in (
+                ("replays", "Keys answered again", engine.replays),
+                ("deferrals", "Commands that came back for a fact", engine.deferrals),
+                ("cache_hits", "Holders found in memory", engine.cache.hits),
+                ("cache_misses", "Holders read from the store", engine.cache.misses),
+                ("cache_evictions", "Holders evicted", engine.cache.evictions),
+            ):
+                yield CounterMetricFamily(f"pennyweight_{name}", what, value=value)
+        yield _by_code("pennyweight_refusals", "Refused requests", refusals)
+        yield _by_code("pennyweight_turned_away", "Commands not accepted", self.turned_away)
+
+
+def _by_code(name: str, what: str, counts: Counter[str]) -> Metric:
+    family = CounterMetricFamily(name, what, labels=("code",))
+    for code, count in sorted(counts.items()):
+        family.add_metric((code,), count)
+    return family

@@ -1,0 +1,80 @@
+"""The operators' routes: is it alive, can it commit, and what has it done."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pennyweight.delivery.http.guard import OPERATIONS
+from pennyweight.delivery.http.metrics import CONTENT_TYPE, Metrics
+from pennyweight.delivery.http.routes import Documentation, ReadRoute, Reply, Request, Route
+from pennyweight.delivery.http.wire import encode, problem
+from pennyweight.engine.overlay import Standing
+from pennyweight.engine.port import Store
+from pennyweight.runtime.driver import ThreadedBook, Unavailable
+
+Neighbours = Callable[[], dict[str, str]]
+"""What is down outside (a broker, a sink), by name; named in `/readyz`, which it does not turn red."""
+
+
+def no_neighbours() -> dict[str, str]:
+    """Nothing outside is relied on."""
+    return {}
+
+
+def routes(
+    book: ThreadedBook, metrics: Metrics, neighbours: Neighbours = no_neighbours
+) -> list[Route]:
+    """Return the operators' routes. `/livez` and `/readyz` need no key anywhere."""
+
+    def live(_: Request, __: Store, ___: Standing) -> Reply:
+        return Reply(200, encode({"status": "alive"}))
+
+    def ready(_: Request, __: Store, ___: Standing) -> Reply:
+        try:
+            book.check()
+        except Unavailable as error:
+            return problem(503, error.code, "commands cannot be committed", is_retryable=True)
+        answer: dict[str, Any] = {"status": "ready"}
+        down = neighbours()
+        if down:
+            answer["down"] = down
+        return Reply(200, encode(answer))
+
+    def figures(_: Request, __: Store, ___: Standing) -> Reply:
+        return Reply(200, metrics.text(), content_type=CONTENT_TYPE)
+
+    return [
+        _route("/livez", "", live, "The process answers", {"status": "alive"}),
+        _route(
+            "/readyz",
+            "",
+            ready,
+            "Commands can be committed",
+            {"status": "ready"},
+            errors={503: "They cannot: the store failed, the clock jumped, or the server stops."},
+        ),
+        _route("/metrics", OPERATIONS, figures, "Figures in Prometheus' text format", None),
+    ]
+
+
+def _route(
+    path: str,
+    face: str,
+    read: Callable[[Request, Store, Standing], Reply],
+    summary: str,
+    example: Any,
+    *,
+    errors: dict[int, str] | None = None,
+) -> ReadRoute:
+    return ReadRoute(
+        face=face,
+        method="GET",
+        path=path,
+        read=read,
+        documentation=Documentation(
+            summary=summary,
+            answer=None if example is None else dict[str, Any],
+            answer_example=example,
+            errors=errors or {},
+        ),
+        is_instant=True,
+    )

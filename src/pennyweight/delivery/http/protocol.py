@@ -1,0 +1,452 @@
+"""The short way: hot commands are answered inside uvicorn's protocol, everything else by Falcon.
+
+Once the headers of a request are complete and name a hot route, its body is collected,
+decoded and submitted right here, and the answer is written when its batch is done: no
+scope, no task, no ASGI messages. Connections, keep-alive and all other routes stay
+uvicorn's. A hot exchange stands where uvicorn keeps its cycle, so that pipelined requests
+of both sorts wait their turn in one queue.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+)
+
+from pennyweight.delivery.http.app import GONE, headers_of, too_large
+from pennyweight.delivery.http.desk import Desk
+from pennyweight.delivery.http.routes import CommandRoute, Reply, Request
+from pennyweight.delivery.http.wire import problem
+from pennyweight.engine.engine import Submission
+
+HEADERS_MAX = 100
+HEAD_BYTES_MAX = 64 * 1024
+
+_HEADS_MAX = 256
+_CLOSE = (("Connection", "close"),)
+
+
+class Limits:
+    """What one server allows its connections, and the clock that its sweeper ticks."""
+
+    def __init__(
+        self,
+        *,
+        body_max: int,
+        connections_max: int,
+        keep_alive_seconds: int,
+        receive_seconds: int,
+        stall_seconds: int = 60,
+    ) -> None:
+        """`receive_seconds` bounds one request from its first to its last byte."""
+        self.body_max = body_max
+        self.connections_max = connections_max
+        self.keep_alive_seconds = keep_alive_seconds
+        self.receive_seconds = receive_seconds
+        self.stall_seconds = stall_seconds
+        self.now = 0
+        """Seconds since the server started, by the sweeper."""
+
+
+class _Exchange:
+    """One hot request on its way. Has the face of uvicorn's cycle where that looks at it."""
+
+    __slots__ = (
+        "body",
+        "disconnected",
+        "headers",
+        "is_expecting",
+        "is_started",
+        "keep_alive",
+        "more_body",
+        "protocol",
+        "response_complete",
+        "route",
+        "submissions",
+    )
+
+    def __init__(
+        self,
+        protocol: "ShortWay",
+        route: CommandRoute,
+        headers: dict[str, str],
+        *,
+        keep_alive: bool,
+    ) -> None:
+        self.protocol = protocol
+        self.route = route
+        self.headers = headers
+        self.keep_alive = keep_alive
+        self.body: bytes | bytearray = b""
+        self.more_body = True
+        self.is_started = False
+        self.is_expecting = False
+        self.response_complete = False
+        self.disconnected = False
+        self.submissions: Sequence[Submission] = ()
+
+    def start(self) -> None:
+        """It is this request's turn."""
+        self.is_started = True
+        protocol = self.protocol
+        refused = protocol.desk.guard.check(self.route.face, is_write=True, headers=self.headers)
+        if refused is not None:
+            self.answer(refused)
+            return
+        length = self.headers.get("content-length")
+        body_max = protocol.limits.body_max
+        if len(self.body) > body_max or (length is not None and int(length) > body_max):
+            self.answer(too_large(body_max))
+        elif not self.more_body:
+            self.submit()
+        elif self.headers.get("expect", "").lower() == "100-continue":
+            protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def receive(self, piece: bytes) -> None:
+        """Take a piece of the body."""
+        if self.response_complete:
+            return
+        if not self.body:
+            self.body = piece
+        elif len(self.body) <= self.protocol.limits.body_max:
+            if self.body.__class__ is bytes:
+                self.body = bytearray(self.body)
+            self.body += piece
+        if self.is_started and len(self.body) > self.protocol.limits.body_max:
+            self.answer(too_large(self.protocol.limits.body_max))
+
+    def complete(self) -> None:
+        """The body is there."""
+        self.more_body = False
+        if self.is_started and not self.response_complete:
+            self.submit()
+
+    def submit(self) -> None:
+        """Hand the request to the desk."""
+        route = self.route
+        request = Request(route.method, route.path, bytes(self.body), {}, {}, self.headers)
+        self.submissions = self.protocol.desk.command(route, request, self.answer)
+
+    def answer(self, reply: Reply) -> None:
+        """Write the reply, and let the next request have its turn."""
+        if self.response_complete or self.disconnected:
+            return
+        self.response_complete = True
+        protocol = self.protocol
+        protocol.desk.metrics.count(self.route, reply.status)
+        protocol.write_reply(reply, self)
+        protocol.on_response_complete()
+
+    def leave(self) -> None:
+        """The client is gone: take back what was not decided yet."""
+        self.disconnected = True
+        for submission in self.submissions:
+            submission.is_dropped = True
+
+
+class ShortWay(HttpToolsProtocol):
+    """uvicorn's protocol with the hot routes answered in place. Made ready by `short_way`."""
+
+    desk: Desk
+    limits: Limits
+    hot: dict[bytes, dict[bytes, CommandRoute]]
+    """Hot routes by path and method."""
+
+    cycle: Any
+    """The request parsed last: uvicorn's cycle, or an exchange; None before the first."""
+    parser: Any
+    flow: Any
+    transport: asyncio.Transport
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """See `HttpToolsProtocol`."""
+        super().__init__(*arguments, **named)
+        self.active: Any = None
+        self._is_receiving = False
+        self._is_in_head = False
+        self._head_bytes = 0
+        self._stalled_since = -1
+        self._since = self.limits.now
+
+    # ── the connection ────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or turn it away when there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections_max:
+            self._refuse(
+                problem(503, "too_many_connections", "too many connections", headers=_CLOSE)
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take back what the client asked for and nobody decided yet."""
+        waiting = [cycle for cycle, _ in self.pipeline]
+        self.pipeline.clear()
+        for cycle in (self.active, self.cycle, *waiting):
+            if cycle is not None and not cycle.response_complete:
+                _leave(cycle)
+        if self.cycle.__class__ is _Exchange:
+            self.cycle = None
+        self.active = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; what it cannot read ends the connection."""
+        if self.parser is None or self.transport.is_closing():
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._close_after_answer()
+        except httptools.HttpParserError as error:
+            if not self.transport.is_closing():
+                self._refuse(_unreadable(error))
+            return
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX:
+                self._refuse(_head_too_large())
+
+    def shutdown(self) -> None:
+        """The server is stopping: finish what is under way, then close."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            self.transport.close()
+        else:
+            cycle.keep_alive = False
+
+    def sweep(self) -> None:
+        """Once a second: end connections that idle, send too slowly, or do not read."""
+        limits = self.limits
+        age = limits.now - self._since
+        if self.flow is not None and self.flow.write_paused:
+            if self._stalled_since < 0:
+                self._stalled_since = limits.now
+            elif limits.now - self._stalled_since > limits.stall_seconds:
+                self.transport.abort()
+            return
+        self._stalled_since = -1
+        if self._is_receiving:
+            if age > limits.receive_seconds:
+                self._refuse(
+                    problem(408, "request_timeout", "the request took too long", headers=_CLOSE)
+                )
+        elif age > limits.keep_alive_seconds and (
+            self.cycle is None or (self.cycle.response_complete and not self.pipeline)
+        ):
+            self.transport.close()
+
+    # ── the parser's calls ────────────────────────────────────────────────────────
+
+    def on_message_begin(self) -> None:
+        """See `HttpToolsProtocol`; the scope is made only where it is needed."""
+        self.url = b""
+        self.headers = []
+        self._is_receiving = self._is_in_head = True
+        self._head_bytes = 0
+        self._since = self.limits.now
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See `HttpToolsProtocol`."""
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Take a hot request the short way, everything else uvicorn's."""
+        self._is_in_head = False
+        if len(self.headers) > HEADERS_MAX:
+            self._refuse(_head_too_large())
+            raise ValueError("too many headers")
+        by_method = self.hot.get(self.url)
+        route = None if by_method is None else by_method.get(self.parser.get_method())
+        if route is None:
+            self._take_the_long_way()
+            return
+        keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        exchange = _Exchange(self, route, headers_of(self.headers), keep_alive=keep_alive)
+        before = self.cycle
+        self.cycle = exchange
+        if before is None or before.response_complete:
+            self.active = exchange
+            exchange.start()
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, None))  # type: ignore[arg-type]
+
+    def on_body(self, body: bytes) -> None:
+        """See `HttpToolsProtocol`."""
+        cycle: Any = self.cycle
+        if cycle.__class__ is _Exchange:
+            cycle.receive(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """See `HttpToolsProtocol`."""
+        self._is_receiving = False
+        cycle: Any = self.cycle
+        if cycle.__class__ is _Exchange:
+            cycle.complete()
+        else:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Let the next pipelined request have its turn."""
+        self.active = None
+        if self.transport.is_closing():
+            return
+        self._since = self.limits.now
+        if self.pipeline:
+            self.loop.call_soon(self._start_next)
+        elif self.flow.read_paused:
+            self.flow.resume_reading()
+
+    def _start_next(self) -> None:
+        if self.pipeline and self.active is None and not self.transport.is_closing():
+            cycle, app = self.pipeline.pop()
+            if not self.pipeline:
+                self.flow.resume_reading()
+            self._start_asgi_task(cycle, app)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Start either sort of request."""
+        self.active = cycle
+        if cycle.__class__ is _Exchange:
+            cycle.start()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _take_the_long_way(self) -> None:
+        """Make the scope that uvicorn makes for every request, and go on as it does."""
+        self.expect_100_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers
+        )
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},  # type: ignore[typeddict-item]
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,  # type: ignore[typeddict-item]
+            "root_path": self.root_path,
+            "headers": self.headers,
+            "state": {},
+        }
+        super().on_headers_complete()
+
+    # ── writing ───────────────────────────────────────────────────────────────────
+
+    def write_reply(self, reply: Reply, exchange: _Exchange) -> None:
+        """Write a whole reply, byte for byte as the long way does."""
+        head, is_closing = _head_of(reply)
+        ending = b"\r\n\r\n"
+        if is_closing:
+            exchange.keep_alive = False
+        elif not exchange.keep_alive:
+            ending = b"\r\nconnection: close\r\n\r\n"
+        body = reply.body
+        self.transport.write(
+            b"".join(
+                (
+                    STATUS_LINE[reply.status],
+                    self._default_head(),
+                    head,
+                    b"%d" % len(body),
+                    ending,
+                    body,
+                )
+            )
+        )
+        if not exchange.keep_alive:
+            self.transport.close()
+
+    def _default_head(self) -> bytes:
+        return b"".join(
+            [
+                part
+                for name, value in self.server_state.default_headers
+                for part in (name, b": ", value, b"\r\n")
+            ]
+        )
+
+    def _refuse(self, reply: Reply) -> None:
+        """Answer outside of any exchange, and close."""
+        active = self.active
+        is_silent = active is not None and getattr(active, "response_started", False)
+        if not is_silent:
+            head, _ = _head_of(reply)
+            self.transport.write(
+                b"".join(
+                    (
+                        STATUS_LINE[reply.status],
+                        self._default_head(),
+                        head,
+                        b"%d\r\n\r\n" % len(reply.body),
+                        reply.body,
+                    )
+                )
+            )
+        self.transport.close()
+
+    def _close_after_answer(self) -> None:
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            self.transport.close()
+        else:
+            cycle.keep_alive = False
+
+
+_heads: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[bytes, bool]] = {}
+
+
+def _head_of(reply: Reply) -> tuple[bytes, bool]:
+    """Return a reply's headers up to the value of content-length, and whether one says close."""
+    key = (reply.content_type, reply.headers)
+    known = _heads.get(key)
+    if known is not None:
+        return known
+    lines = [b"content-type: ", reply.content_type.encode("latin-1"), b"\r\n"]
+    is_closing = False
+    for name, value in reply.headers:
+        if HEADER_VALUE_RE.search(value.encode("latin-1")):
+            raise ValueError(f"header {name} cannot be written")
+        lines += [name.lower().encode("latin-1"), b": ", value.encode("latin-1"), b"\r\n"]
+        is_closing = is_closing or (name.lower(), value.lower()) == ("connection", "close")
+    lines.append(b"content-length: ")
+    found = b"".join(lines), is_closing
+    if len(_heads) < _HEADS_MAX:
+        _heads[key] = found
+    return found
+
+
+def _leave(cycle: Any) -> None:
+    """Tell either sort of request that its client is gone."""
+    if cycle.__class__ is _Exchange:
+        cycle.leave()
+        return
+    cycle.disconnected = True
+    cycle.message_event.set()
+    gone: Callable[[], None] | None = cycle.scope.get(GONE)
+    if gone is not None:
+        gone()
+
+
+def _unreadable(error: Exception) -> Reply:
+    return problem(400, "request_malformed", f"this is not HTTP: {error}"[:200], headers=_CLOSE)
+
+
+def _head_too_large() -> Reply:
+    return problem(431, "headers_too_large", "the headers are too large", headers=_CLOSE)
+
+
+def short_way(desk: Desk, routes: Sequence[Any], limits: Limits) -> type[ShortWay]:
+    """Return the protocol class of one server."""
+    hot: dict[bytes, dict[bytes, CommandRoute]] = {}
+    for route in routes:
+        if isinstance(route, CommandRoute) and route.is_hot:
+            hot.setdefault(route.path.encode(), {})[route.method.encode()] = route
+    return type("BoundShortWay", (ShortWay,), {"desk": desk, "limits": limits, "hot": hot})
