@@ -141,7 +141,8 @@ class MemoryStore:
     def _check(self, batch: Append) -> None:
         for row in batch.accounts:
             before = self._accounts.get(row.account.id)
-            if (0 if before is None else before.version) != row.version_before:
+            version = 0 if before is None else before.version
+            if version != row.version_before or version >= row.account.version:
                 raise ConstraintFailed(f"account {row.account.id} was changed by another writer")
             _check_balance(row)
         for hold_row in batch.holds:
@@ -158,7 +159,8 @@ class MemoryStore:
         for row in rows:
             record, before = row.record, row.before
             stored = self._records.get((record.kind, record.id))
-            if (0 if stored is None else stored.version) != (before.version if before else 0):
+            version = 0 if stored is None else stored.version
+            if version != (before.version if before else 0) or version >= record.version:
                 raise ConstraintFailed(f"{record.kind} {record.id} was changed by another writer")
             for name in before.names if before else ():
                 taken[record.kind, name] = None

@@ -26,7 +26,7 @@ _UPDATE_ACCOUNT = """
     UPDATE accounts
     SET posted = ?, held = ?, owed = ?, least = ?, open_holds = ?, version = ?, lines = ?,
         roots = ?, is_closed = ?
-    WHERE number = ? AND version = ?
+    WHERE number = ? AND version = ? AND version < ?6
 """
 _UPDATE_HOLD = """
     UPDATE holds SET remaining = ?, state = ?, expires_at = ?
@@ -34,7 +34,7 @@ _UPDATE_HOLD = """
 """
 _UPDATE_RECORD = """
     UPDATE records SET version = ?, holder = ?, record = ?
-    WHERE kind = ? AND id = ? AND version = ?
+    WHERE kind = ? AND id = ? AND version = ? AND version < ?1
 """
 _DELETE_LISTINGS = (
     "DELETE FROM labels WHERE kind = ? AND label = ? AND id = ?",
