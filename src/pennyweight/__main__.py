@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Roof:
-    """`assemble`, imported when a verb needs it: it knows every product, store and face."""
+    """`assemble` and `serving`, imported when a verb needs them: products, stores and faces."""
 
     def open_reader(self, folder: Path) -> Store:
         from pennyweight import assemble  # noqa: PLC0415 - see the class; so are those below
@@ -46,9 +46,9 @@ class _Roof:
         return assemble.invariants()
 
     def serve(self, folder: Path, config: Config, *, is_clock_accepted: bool) -> int:
-        from pennyweight import assemble  # noqa: PLC0415
+        from pennyweight import serving  # noqa: PLC0415
 
-        return assemble.serve(folder, config, is_clock_accepted=is_clock_accepted)
+        return serving.serve(folder, config, is_clock_accepted=is_clock_accepted)
 
 
 def main() -> int:

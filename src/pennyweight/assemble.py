@@ -1,4 +1,7 @@
-"""Everything put together from the configuration. Decides nothing."""
+"""A book put together from the configuration: store, clock, engine. Decides nothing.
+
+What is in front of it is put together in `serving`.
+"""
 
 import os
 import secrets
@@ -79,6 +82,8 @@ def create_book(folder: Path, book: str) -> Iterator[tuple[Store, str]]:
                 yield store, incarnation
             finally:
                 store.close()
+            if any(beside.glob("*-wal")):
+                raise StoreError("the copy could not be closed; nothing was imported")
             (beside / place.name).replace(place)
             _sync(folder)
         finally:

@@ -60,19 +60,23 @@ class Payments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Wallet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the wallet face checks. Empty means: not checked.
+    """What the wallet face checks besides the book. An empty list or text: not checked.
 
-    `public_key` is the path of a PEM file; requests must then be signed. `partners`
-    lists the `sub_partner_id`s that are served, `games` the `game_code`s, `bet_max` is
-    decimal text in the currency's natural unit.
+    `public_key` is the path of a PEM file: the provider's requests must then be signed.
+    `partners` are the `sub_partner_id`s that are served, `bet_max` is decimal text in the
+    currency's natural unit.
     """
 
-    currency: str = "USD"
-    start_balance: str = "1000"
-    public_key: str = ""
+    dialect: str = "hub88"
+    one_win_per_bet: bool = False
+    is_disabled: bool = False
     partners: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    expired_tokens: tuple[str, ...] = ()
     games: tuple[str, ...] = ()
+    currencies: tuple[str, ...] = ()
     bet_max: str = ""
+    public_key: str = ""
 
 
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -218,6 +222,10 @@ def _value_of(name: str, variable: str, text: str) -> Any:
             return int(text)
         except ValueError:
             raise ConfigError(f"{variable} is {text!r}, not a whole number") from None
+    if kind is bool:
+        if text.lower() not in {"true", "false"}:
+            raise ConfigError(f"{variable} is {text!r}, not true or false")
+        return text.lower() == "true"
     if getattr(kind, "__origin__", None) is tuple:
         if text.startswith("["):
             try:

@@ -28,8 +28,8 @@ def serve(
     payments_profile: Annotated[
         str | None, Parameter(help="Dialect of the payments face: seed or head.", negative=())
     ] = None,
-    wallet_currency: Annotated[
-        str | None, Parameter(help="The wallet's currency (USD).", negative=())
+    wallet_dialect: Annotated[
+        str | None, Parameter(help="Dialect of the wallet's status codes.", negative=())
     ] = None,
     wallet_public_key: Annotated[
         Path | None,
@@ -48,7 +48,7 @@ def serve(
         "server.port": port,
         "auth.open_faces": open_faces,
         "payments.profile": payments_profile,
-        "wallet.currency": wallet_currency,
+        "wallet.dialect": wallet_dialect,
         "wallet.public_key": None if wallet_public_key is None else str(wallet_public_key),
     }
     overrides = {name: value for name, value in chosen.items() if value is not None}
