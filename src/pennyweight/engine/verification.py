@@ -62,7 +62,8 @@ class Problem(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """What a verification found. `first_wrong` is the problem with the least sequence.
 
-    `problems` holds at most 100 of `problem_count`, in the order of their entries.
+    What is wrong in the journal comes before what is wrong in the rows, which may be no
+    more than its consequence. `problems` holds at most 100 of `problem_count`, in order.
     """
 
     ok: bool
@@ -122,9 +123,10 @@ class _Verification:
     ) -> None:
         self._source = source
         self._progress = progress
-        self._problems: list[Problem] = []
+        self._problems: list[tuple[bool, int, Problem]] = []
         self._count = 0
-        self._first: Problem | None = None
+        self._are_rows = False
+        """Whether it is now the rows that are compared, not the journal."""
         self._rebuilt = Rebuilt(self._complain, answers=answers, invariants=invariants)
         self._position = 0
         self._chain = bytes(32)
@@ -147,17 +149,18 @@ class _Verification:
         else:
             raise TypeError("a store's rows begin with its head")
         self._rebuilt.finish()
+        self._are_rows = True
         self._check_head(head)
         self._compare(rows)
-        self._problems.sort(key=lambda problem: problem.sequence)
+        problems = [told for *_, told in sorted(self._problems, key=lambda place: place[:2])]
         return Report(
             ok=self._count == 0,
             book=head.book,
             sequence=self._position,
             chain_head=self._chain.hex(),
             state_digest=self._rebuilt.state_digest(),
-            first_wrong=self._first,
-            problems=self._problems,
+            first_wrong=problems[0] if problems else None,
+            problems=problems[:PROBLEMS_MAX],
             problem_count=self._count,
             entries=self._entries,
         )
@@ -165,12 +168,11 @@ class _Verification:
     def _complain(self, sequence: int, problem: str) -> None:
         """Note a problem; one without an entry of its own comes after all others."""
         self._count += 1
-        told = Problem(sequence, problem)
-        first = self._first
-        if first is None or (sequence or 1 << 63) < (first.sequence or 1 << 63):
-            self._first = told
+        place = (self._are_rows, sequence or 1 << 63, Problem(sequence, problem))
         if len(self._problems) < PROBLEMS_MAX:
-            self._problems.append(told)
+            self._problems.append(place)
+        elif place[:2] < self._problems[0][:2]:
+            self._problems[0] = place
 
     # ── the journal ───────────────────────────────────────────────────────────────
 
