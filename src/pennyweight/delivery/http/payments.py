@@ -579,6 +579,7 @@ def _account_routes(face: PaymentsFace) -> list[Route]:
 
 def _payment_routes(face: PaymentsFace) -> list[Route]:
     names = face.names
+    listed = {"ID": 1, "CurrencyID": 1, names["currency_name"]: "USD", **_PAID}
     new_payment = {
         names["buyer_account_id"]: 1,
         names["seller_account_id"]: 2,
@@ -594,7 +595,7 @@ def _payment_routes(face: PaymentsFace) -> list[Route]:
                 summary="List all payments, by time",
                 description="The complete list, streamed when it is long; `{}` if there are none.",
                 answer=list_answer(names["payments"], face.listed, "ListedPayments"),
-                answer_example={names["payments"]: [{**_PAID, names["currency_name"]: "USD"}]},
+                answer_example={names["payments"]: [listed]},
             ),
         ),
         CommandRoute(
@@ -637,6 +638,7 @@ def _payment_routes(face: PaymentsFace) -> list[Route]:
             method="GET",
             path="/currencies",
             read=face.list_currencies,
+            is_instant=True,
             documentation=Documentation(
                 summary="List the currencies, by number",
                 answer=list_answer(names["currencies"], CurrencyShown, "Currencies"),
