@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from engine.books import Clock, Note, open_book, random_book
+from random_books import Clock, Note, open_book, random_book
 from stores.batches import account, append_of, dump, record
 
 from pennyweight.engine.engine import Submission

@@ -15,7 +15,7 @@ from pennyweight.engine.port import (
 )
 from pennyweight.ledger.entries import CursorMove
 from pennyweight.stores.sqlite import codec
-from pennyweight.stores.sqlite.keys import KeyTable
+from pennyweight.stores.sqlite.keys import KeyIndex
 
 _INSERT_ACCOUNT = """
     INSERT INTO accounts (number, id, holder, asset, floor, least, posted, held, owed,
@@ -53,7 +53,7 @@ _UPDATE_HEAD = """
 """
 
 
-def write(connection: apsw.Connection, keys: KeyTable, batch: Append) -> None:
+def write(connection: apsw.Connection, keys: KeyIndex, batch: Append) -> None:
     """Write all rows of a batch. Raises NotOwner, ConstraintFailed, apsw.ConstraintError."""
     expected, head = batch.expected, batch.head
     connection.execute(
@@ -87,8 +87,7 @@ def write(connection: apsw.Connection, keys: KeyTable, batch: Append) -> None:
         "INSERT INTO entries VALUES (?, ?, ?)",
         zip(range(first, first + header.count), batch.products, batch.batch.bodies, strict=True),
     )
-    if batch.keys:
-        keys.add(connection, batch.keys)
+    keys.add(connection, batch.keys, head.sequence)
     if batch.accounts:
         _write_accounts(connection, batch.accounts)
     if batch.holds:

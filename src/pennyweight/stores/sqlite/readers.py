@@ -13,7 +13,7 @@ from pennyweight.ledger.entries import CursorMove
 from pennyweight.ledger.holds import Hold
 from pennyweight.ledger.records import Record
 from pennyweight.stores.sqlite import codec
-from pennyweight.stores.sqlite.keys import KeyTable
+from pennyweight.stores.sqlite.keys import KeyIndex
 
 _INTEGER_MAX = 2**63 - 1
 
@@ -24,7 +24,7 @@ READERS_MAX = 8
 class Readers:
     """Committed facts for those who do not decide. Safe from any thread."""
 
-    def __init__(self, connect: Callable[[], apsw.Connection], keys: KeyTable) -> None:
+    def __init__(self, connect: Callable[[], apsw.Connection], keys: KeyIndex) -> None:
         """`connect` opens one more connection."""
         self._connect = connect
         self._keys = keys
@@ -135,13 +135,7 @@ class Readers:
     def receipt(self, product: str, key: str) -> bytes | None:
         """See `Store`."""
         with self.connection() as connection:
-            sequence = self._keys.find(connection, product, key)
-            if sequence is None:
-                return None
-            body: bytes | None = connection.execute(
-                "SELECT body FROM entries WHERE sequence = ?", (sequence,)
-            ).get
-            return body
+            return self._keys.receipt(connection, product, key)
 
     # ── facts ─────────────────────────────────────────────────────────────────────
 

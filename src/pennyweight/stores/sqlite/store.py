@@ -24,7 +24,7 @@ from pennyweight.ledger.holds import Hold
 from pennyweight.ledger.records import Record
 from pennyweight.stores.sqlite import codec, schema
 from pennyweight.stores.sqlite.checkpoints import Checkpoints
-from pennyweight.stores.sqlite.keys import KeyTable
+from pennyweight.stores.sqlite.keys import KeyIndex
 from pennyweight.stores.sqlite.lock import lock_book, unlock_book
 from pennyweight.stores.sqlite.readers import Readers
 from pennyweight.stores.sqlite.writer import Writer
@@ -75,7 +75,7 @@ class SQLiteStore:
 
     @classmethod
     def _open_read_only(cls, path: Path, vfs: str | None) -> Self:
-        keys = KeyTable()
+        keys = KeyIndex()
         readers = Readers(lambda: schema.connect_reader(path, vfs=vfs), keys)
         with readers.connection() as connection:
             schema.check_migrations(connection)
@@ -96,9 +96,10 @@ class SQLiteStore:
             if connection.execute("SELECT one FROM head").get is None:
                 connection.execute(_INSERT_HEAD, (book, new_incarnation))
             _check_head(connection)
+            keys = KeyIndex()
+            keys.load(connection)
             connection.execute("COMMIT")
             _sync_directory(directory)
-            keys = KeyTable()
             store = cls(
                 path,
                 Readers(lambda: schema.connect_reader(path, vfs=vfs), keys),

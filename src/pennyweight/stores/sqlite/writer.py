@@ -20,7 +20,7 @@ from pennyweight.ledger.accounts import holder_of
 from pennyweight.ledger.entries import decode_entry
 from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.append import write
-from pennyweight.stores.sqlite.keys import KeyTable
+from pennyweight.stores.sqlite.keys import KeyIndex
 
 _ACCOUNTS_OF_HOLDER = """
     SELECT number, id, holder, asset, floor, posted, held, owed, open_holds, version, lines,
@@ -37,7 +37,7 @@ T = TypeVar("T")
 class Writer:
     """The connection that writes. After an error that is no constraint it refuses everything."""
 
-    def __init__(self, connection: apsw.Connection, keys: KeyTable) -> None:
+    def __init__(self, connection: apsw.Connection, keys: KeyIndex) -> None:
         """`connection` is the writer's own; nobody else writes the file."""
         self.connection = connection
         self.lock = threading.RLock()
@@ -95,59 +95,56 @@ class Writer:
 
     def _find_keys(self, reads: Reads, found: Found) -> set[str]:
         """Find the entries of keys, and return the holders of those wanted with them."""
-        find, connection = self._keys.find, self.connection
+        read, connection = self._keys.read, self.connection
+        self._keys.begin()
         for key in reads.keys:
-            sequence = find(connection, *key)
-            found.keys[key] = None if sequence is None else self._entry(sequence)
+            found.keys[key] = read(connection, *key)
         holders: set[str] = set()
         for key in reads.key_entries:
-            sequence = find(connection, *key)
-            body = found.keys[key] = None if sequence is None else self._entry(sequence)
+            body = found.keys[key] = read(connection, *key)
             if body is not None:
                 holders |= _holders_of(body)
         return holders
 
     def _find_rows(self, reads: Reads, found: Found) -> set[str]:
         """Find entries, holds, records and names, and return the holders they belong to."""
-        execute = self.connection.execute
+        rows = self._rows
         holders: set[str] = set()
         for sequence in reads.entries:
-            body = found.entries[sequence] = self._entry(sequence)
+            bodies = rows("SELECT body FROM entries WHERE sequence = ?", sequence)
+            body = found.entries[sequence] = bodies[0][0] if bodies else None
             if body is not None:
                 holders |= _holders_of(body)
         for hold_id in reads.holds:
-            row = execute("SELECT * FROM holds WHERE id = ?", (hold_id,)).fetchone()
-            hold = found.holds[hold_id] = None if row is None else codec.hold_of(row)
+            holds = rows("SELECT * FROM holds WHERE id = ?", hold_id)
+            hold = found.holds[hold_id] = codec.hold_of(holds[0]) if holds else None
             if hold is not None:
                 holders.add(holder_of(hold.account))
         for account_id in reads.open_holds:
-            found.open_holds[account_id] = [
-                codec.hold_of(row)
-                for row in execute(
-                    "SELECT * FROM holds WHERE account = ? AND state = 'open' ORDER BY id",
-                    (account_id,),
-                )
-            ]
-        for record in reads.records:
-            blob = execute("SELECT record FROM records WHERE kind = ? AND id = ?", record).get
-            found.records[record] = None if blob is None else codec.blob_to_record(blob)
+            holds = rows(_OPEN_HOLDS, account_id)
+            found.open_holds[account_id] = [codec.hold_of(row) for row in holds]
+        for key in reads.records:
+            records = rows("SELECT record FROM records WHERE kind = ? AND id = ?", *key)
+            found.records[key] = codec.blob_to_record(records[0][0]) if records else None
         for name in reads.names:
-            found.names[name] = execute(
-                "SELECT id FROM names WHERE kind = ? AND name = ?", name
-            ).get
+            names = rows("SELECT id FROM names WHERE kind = ? AND name = ?", *name)
+            found.names[name] = names[0][0] if names else None
         return holders
-
-    def _entry(self, sequence: int) -> bytes | None:
-        body: bytes | None = self.connection.execute(
-            "SELECT body FROM entries WHERE sequence = ?", (sequence,)
-        ).get
-        return body
 
     # ── appending ─────────────────────────────────────────────────────────────────
 
     def append(self, batch: Append) -> None:
         """See `Store`."""
-        self.transact(lambda: write(self.connection, self._keys, batch))
+        with self.lock:
+            try:
+                self.transact(lambda: write(self.connection, self._keys, batch))
+                self._keys.committed()
+            except (ConstraintFailed, NotOwner):
+                self._keys.rolled_back()
+                raise
+            except BaseException as error:
+                self.fail(error)  # what is in memory may not be what is in the file
+                raise
 
     def transact(self, write: Callable[[], T]) -> T:
         """Run a write transaction; any error but a contradiction stops the writer for good."""
@@ -229,6 +226,8 @@ class Writer:
     def close(self) -> None:
         """Close the connection; the last one of a book copies the log into its file."""
         with self.lock:
+            if self._failure is None:
+                self.transact(lambda: self._keys.save(self.connection))
             self._failure = self._failure or StoreError("the book is closed")
             self.connection.close(force=True)
 

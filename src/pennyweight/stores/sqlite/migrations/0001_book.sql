@@ -30,12 +30,30 @@ CREATE TABLE entries (
 
 CREATE INDEX entries_by_product ON entries (product, sequence);
 
-CREATE TABLE keys (
-    product  TEXT    NOT NULL,
-    key      TEXT    NOT NULL,
-    sequence INTEGER NOT NULL,
-    PRIMARY KEY (product, key)
+-- Where keys are found; made from the entries, see the module `keys`. One tree holds all
+-- partitions, one after the other. Entries up to `indexed_to` are in it.
+CREATE TABLE key_index (
+    partition INTEGER NOT NULL,
+    hash      INTEGER NOT NULL,
+    sequence  INTEGER NOT NULL,
+    PRIMARY KEY (partition, hash, sequence)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE key_state (
+    one        INTEGER PRIMARY KEY CHECK (one = 1),
+    indexed_to INTEGER NOT NULL,
+    partition  INTEGER NOT NULL,
+    keys       INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO key_state VALUES (1, 0, 0, 0);
+
+CREATE TABLE key_filters (
+    partition  INTEGER PRIMARY KEY,
+    indexed_to INTEGER NOT NULL,
+    checksum   INTEGER NOT NULL,
+    words      BLOB    NOT NULL
+) STRICT;
 
 -- `least` is floor + held, what `posted` may not fall below; null where the floor is null,
 -- or zero, because it equals `held` then.
