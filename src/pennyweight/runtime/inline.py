@@ -1,4 +1,9 @@
-"""The driver for one process without threads: decides in the caller's thread, under one lock."""
+"""The driver for one process without threads of its own: callers decide, under one lock.
+
+A caller queues its commands; whoever gets the lock decides and appends all that waits,
+also for the others, who sleep until their outcomes are there. So callers never pass the
+lock from hand to hand, which would cost a switch of threads for every command.
+"""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,6 +12,18 @@ from pennyweight.engine.engine import Answer, Engine, QueueFull, Submission
 from pennyweight.engine.port import ConstraintFailed, Store
 from pennyweight.engine.receipts import Outcome
 from pennyweight.ledger.commands import Command
+
+
+class _Call:
+    """One caller's commands under way; `parked` is locked until the last outcome is there."""
+
+    __slots__ = ("missing", "outcomes", "parked")
+
+    def __init__(self, missing: int) -> None:
+        self.missing = missing
+        self.outcomes: dict[Submission, Outcome] = {}
+        self.parked = threading.Lock()
+        self.parked.acquire()
 
 
 class InlineBook:
@@ -21,48 +38,72 @@ class InlineBook:
 
     def execute(self, command: Command, *, key: str = "") -> Outcome:
         """Decide and commit one command. See `execute_many`."""
-        return self.execute_many([Submission(command, key=key)])[0]
+        return self.execute_many((Submission(command, key=key),))[0]
 
     def execute_many(self, submissions: Sequence[Submission]) -> list[Outcome]:
         """Decide and commit commands in order, and return their outcomes in that order.
 
-        Raises what the store raises when it fails; the book must not be used afterwards.
+        Raises what the store raises when it fails, or an outcome is `Unknown` where
+        another caller was told so; the book must not be used afterwards.
         """
-        answers: list[Answer] = []
-        with self._lock:
-            for submission in submissions:
-                try:
-                    self.engine.submit(submission)
-                except QueueFull:
-                    self._drain(answers)
-                    self.engine.submit(submission)
-            self._drain(answers)
-        if len(answers) == 1:
-            return [answers[0][1]]
-        outcomes = {id(submission): outcome for submission, outcome in answers}
-        return [outcomes[id(submission)] for submission in submissions]
+        call = _Call(len(submissions))
+        for submission in submissions:
+            submission.ticket = call
+            try:
+                self.engine.submit(submission)
+            except QueueFull:
+                self._decide_all()
+                self.engine.submit(submission)
+        while True:
+            if self._lock.acquire(blocking=False):
+                self._decide_all(is_locked=True)
+                # What came in between the last look and the release still needs somebody.
+                if not self.engine.waiting:
+                    break
+            elif not call.missing:
+                break
+            else:
+                call.parked.acquire()
+        return [call.outcomes[submission] for submission in submissions]
 
-    def _drain(self, answers: list[Answer]) -> None:
-        """Decide all that waits."""
-        while self.engine.waiting:
-            answers += self._step()
+    def _decide_all(self, *, is_locked: bool = False) -> None:
+        """Decide and append all that waits, and wake its callers. Releases the lock."""
+        if not is_locked:
+            self._lock.acquire()
+        try:
+            while self.engine.waiting:
+                self._step()
+        finally:
+            self._lock.release()
 
-    def _step(self) -> list[Answer]:
+    def _step(self) -> None:
         """Decide and append one batch."""
         engine, store = self.engine, self.store
         batch = engine.next_batch(self._clock())
         if batch is None:
-            return []
-        append = engine.decide(store.begin(*batch), _never)
+            return
         try:
+            append = engine.decide(store.begin(*batch), _never)
             if append is not None:
                 store.append(append)
         except ConstraintFailed as error:
-            return engine.failed(error)
+            _answer(engine.failed(error))
         except BaseException as error:
-            engine.failed(error)
+            _answer(engine.failed(error))
+            _answer(engine.drain(str(error)))
             raise
-        return engine.committed()
+        else:
+            _answer(engine.committed())
+
+
+def _answer(answers: list[Answer]) -> None:
+    """Hand outcomes to their callers, and wake those whose last one it was."""
+    for submission, outcome in answers:
+        call: _Call = submission.ticket
+        call.outcomes[submission] = outcome
+        call.missing -= 1
+        if not call.missing:
+            call.parked.release()
 
 
 def _never() -> bool:
