@@ -76,7 +76,7 @@ def _resource(
         if isinstance(route, CommandRoute):
             responder = _command_responder(desk, route, body_max)
         else:
-            responder = _read_responder(desk, route, readers)
+            responder = _read_responder(desk, route, readers, body_max)
         setattr(resource, f"on_{method.lower()}", responder)
     return resource
 
@@ -121,16 +121,22 @@ def _command_responder(desk: Desk, route: CommandRoute, body_max: int) -> Respon
     return respond
 
 
-def _read_responder(desk: Desk, route: ReadRoute, readers: Executor) -> Responder:
+def _read_responder(desk: Desk, route: ReadRoute, readers: Executor, body_max: int) -> Responder:
+    is_write = route.method != "GET"
+
     async def respond(req: falcon.asgi.Request, resp: falcon.asgi.Response, **params: str) -> None:
         headers = _headers(req)
         refused = None
         if route.face:
-            refused = desk.guard.check(route.face, is_write=False, headers=headers)
+            refused = desk.guard.check(route.face, is_write=is_write, headers=headers)
         if refused is not None:
             _write(desk, route, resp, refused)
             return
-        request = Request(req.method, req.path, b"", _unquoted(params), _query(req), headers)
+        body = await _body(req, body_max) if is_write else b""
+        if body is None:
+            _write(desk, route, resp, too_large(body_max))
+            return
+        request = Request(req.method, req.path, body, _unquoted(params), _query(req), headers)
         if route.is_instant:
             reply = desk.read(route, request)
         else:

@@ -17,6 +17,7 @@ from pennyweight.delivery.http.ledger_shapes import (
     AssetBody,
     AssetsPage,
     AtomicTransfersBody,
+    BalanceShown,
     CommandBody,
     EntriesPage,
     EntryShown,
@@ -25,6 +26,7 @@ from pennyweight.delivery.http.ledger_shapes import (
     HoldChangeShown,
     HoldShown,
     HoldsPage,
+    LineShown,
     ListBody,
     MovementShown,
     OpeningShown,
@@ -35,6 +37,7 @@ from pennyweight.delivery.http.ledger_shapes import (
     ReverseBody,
     SeparateTransfersBody,
     SettleBody,
+    StatementPage,
     TransferBody,
     TransferShown,
     TransfersShown,
@@ -55,6 +58,7 @@ from pennyweight.delivery.http.wire import (
     key_of,
     limit_of,
     microseconds,
+    moment_in_query,
     not_found,
     number_in_query,
     outcome_problem,
@@ -70,9 +74,11 @@ from pennyweight.engine.engine import Abandon, Submission
 from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import Store
 from pennyweight.engine.receipts import Outcome, Receipt
-from pennyweight.ledger.accounts import asset_of
+from pennyweight.engine.statements import balance_as_of, statement
+from pennyweight.ledger.accounts import Account, asset_of
 from pennyweight.ledger.assets import Asset
 from pennyweight.ledger.entries import Entry, decode_entry
+from pennyweight.ledger.holds import HoldChange
 from pennyweight.ledger.money import format_amount
 from pennyweight.products import general
 
@@ -353,16 +359,16 @@ def show_entry(entry: Entry, committed_at: int, standing: Standing) -> EntryShow
             )
             for t in entry.transfers
         ],
-        holds=[
-            HoldChangeShown(
-                change.verb, show_hold(general.show_hold(change.hold, assets[change.hold.asset]))
-            )
-            for change in entry.holds
-        ],
+        holds=[_show_hold_change(change, standing) for change in entry.holds],
         records=[RecordShown(r.kind, r.id, r.version, r.body) for r in entry.records],
         events=[EventShown(event.name, event.body) for event in entry.events],
         answer=entry.answer,
     )
+
+
+def _show_hold_change(change: HoldChange, standing: Standing) -> HoldChangeShown:
+    asset = standing.assets[change.hold.asset]
+    return HoldChangeShown(change.verb, show_hold(general.show_hold(change.hold, asset)))
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────
@@ -373,9 +379,7 @@ def _read_assets(_: Request, __: Store, standing: Standing) -> Reply:
 
 
 def _read_account(request: Request, store: Store, standing: Standing) -> Reply:
-    account = store.account(request.params["id"])
-    if account is None:
-        not_found("account_not_found", "there is no such account")
+    account = _account(request, store)
     return Reply(200, encode(general.show_account(account, standing.assets[account.asset])))
 
 
@@ -389,6 +393,72 @@ def _read_accounts(request: Request, store: Store, standing: Standing) -> Reply:
     )
     cursor = rows[-1].number if len(rows) == limit else None
     return page((general.show_account(a, standing.assets[a.asset]) for a in rows), cursor)
+
+
+def _read_statement(request: Request, store: Store, standing: Standing) -> Reply:
+    account = _account(request, store)
+    scale = standing.assets[account.asset].scale
+    lines, cursor = statement(
+        store,
+        account,
+        after=number_in_query(request, "cursor"),
+        limit=limit_of(request),
+        is_descending=_is_descending(request),
+        committed_until=moment_in_query(request, "as_of"),
+    )
+    return page(
+        (
+            LineShown(
+                line.ordinal,
+                line.sequence,
+                rfc3339(line.committed_at),
+                rfc3339(line.effective_at),
+                line.command,
+                line.product,
+                format_amount(line.change, scale),
+                line.counterpart,
+                None if line.hold is None else _show_hold_change(line.hold, standing),
+                format_amount(line.posted, scale),
+                format_amount(line.held, scale),
+            )
+            for line in lines
+        ),
+        cursor,
+    )
+
+
+def _read_balance(request: Request, store: Store, standing: Standing) -> Reply:
+    account = _account(request, store)
+    scale = standing.assets[account.asset].scale
+    moment = moment_in_query(request, "as_of")
+    by = request.query.get("by", "committed")
+    if moment is None or by not in {"committed", "effective"}:
+        raise BadRequest("as_of_invalid", "give as_of, and by=committed or by=effective")
+    if by == "committed":
+        balance = balance_as_of(store, account, committed=moment)
+    else:
+        balance = balance_as_of(store, account, effective=moment)
+    return Reply(
+        200,
+        encode(
+            BalanceShown(
+                account.id,
+                account.asset,
+                rfc3339(moment),
+                by,
+                format_amount(balance.posted, scale),
+                format_amount(balance.held, scale),
+                format_amount(balance.available, scale),
+            )
+        ),
+    )
+
+
+def _account(request: Request, store: Store) -> Account:
+    account = store.account(request.params["id"])
+    if account is None:
+        not_found("account_not_found", "there is no such account")
+    return account
 
 
 def _read_hold(request: Request, store: Store, standing: Standing) -> Reply:
@@ -507,6 +577,19 @@ _ENTRY_SHOWN = {
     "events": [],
     "answer": {"id": "7.0"},
 }
+_LINE_SHOWN = {
+    "ordinal": 3,
+    "sequence": 7,
+    "committed_at": _WHEN,
+    "effective_at": _WHEN,
+    "command": "transfer",
+    "product": "ledger",
+    "change": "-0.5",
+    "counterpart": "user:200:BTC",
+    "hold": None,
+    "posted": "2",
+    "held": "0",
+}
 _PAGING = {
     "limit": "How many, 1 to 1000; 100 if not given.",
     "cursor": "The `next_cursor` of the page before.",
@@ -616,6 +699,47 @@ def _account_routes() -> list[Route]:
                 summary="One account",
                 answer=general.AccountAnswer,
                 answer_example=_ACCOUNT_SHOWN,
+                errors={404: "There is no such account."},
+            ),
+        ),
+        ReadRoute(
+            face=FACE,
+            method="GET",
+            path="/v1/accounts/{id}/statement",
+            read=_read_statement,
+            documentation=Documentation(
+                summary="What happened to an account, line by line",
+                answer=StatementPage,
+                answer_example={"data": [_LINE_SHOWN], "next_cursor": None},
+                parameters={
+                    "as_of": "Leave out what was committed after this moment (RFC 3339).",
+                    **_ORDER,
+                    **_PAGING,
+                },
+                errors={404: "There is no such account."},
+            ),
+        ),
+        ReadRoute(
+            face=FACE,
+            method="GET",
+            path="/v1/accounts/{id}/balance",
+            read=_read_balance,
+            documentation=Documentation(
+                summary="The balances of an account as of a moment",
+                answer=BalanceShown,
+                answer_example={
+                    "account": "user:100:BTC",
+                    "asset": "BTC",
+                    "as_of": _WHEN,
+                    "by": "committed",
+                    "posted": "2.5",
+                    "held": "0.5",
+                    "available": "2",
+                },
+                parameters={
+                    "as_of": "The moment (RFC 3339); needed.",
+                    "by": "`committed` (when it was booked) or `effective` (the date it bears).",
+                },
                 errors={404: "There is no such account."},
             ),
         ),

@@ -229,6 +229,45 @@ class EntryShown(msgspec.Struct, frozen=True):
     answer: msgspec.Raw
 
 
+class LineShown(msgspec.Struct, frozen=True):
+    """A line of a statement: what changed, and the balances after it.
+
+    A posting changes `posted` by `change` (credits plus, debits minus) against the account
+    `counterpart`; a hold change changes `held` by `change`, and `hold` says what was done.
+    """
+
+    ordinal: int
+    sequence: int
+    committed_at: str
+    effective_at: str
+    command: str
+    product: str
+    change: str
+    counterpart: str | None
+    hold: HoldChangeShown | None
+    posted: str
+    held: str
+
+
+class StatementPage(msgspec.Struct, frozen=True):
+    """A page of a statement."""
+
+    data: list[LineShown]
+    next_cursor: str | None
+
+
+class BalanceShown(msgspec.Struct, frozen=True):
+    """The balances of an account at a moment."""
+
+    account: str
+    asset: str
+    as_of: str
+    by: str
+    posted: str
+    held: str
+    available: str
+
+
 class AbandonShown(msgspec.Struct, frozen=True):
     """Whether the key is bound to nothing for ever, or else the entry and answer it has."""
 

@@ -6,7 +6,7 @@ The roof builds a book and the faces' routes, and calls
 
 which blocks until SIGTERM or SIGINT, drains, stops the book and returns. `on_ready` is
 called once with the address, `http://HOST:PORT`. The server starts the book's engine
-thread, adds the operators' routes, and prints nothing itself.
+thread and the timer that expires holds, adds the operators' routes, and prints nothing.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 import uvicorn
 
+from pennyweight.agents.expiry import HoldExpiry
 from pennyweight.delivery.http import operations
 from pennyweight.delivery.http.app import build_app
 from pennyweight.delivery.http.desk import Desk
@@ -84,6 +85,7 @@ class Server(uvicorn.Server):
             keep_alive_seconds=settings.keep_alive_seconds,
             receive_seconds=settings.receive_seconds,
         )
+        self._expiry = HoldExpiry(book)
         self._chores: list[asyncio.Task[None]] = []
         desk = Desk(book, guard, metrics)
         metrics.watch(book)
@@ -116,6 +118,7 @@ class Server(uvicorn.Server):
         """Start the book, listen, and say where."""
         self.book.start(asyncio.get_running_loop().call_soon_threadsafe)
         await super().startup(sockets)
+        self._expiry.start()
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._chores.append(asyncio.create_task(self._sweep()))
@@ -133,6 +136,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         for chore in self._chores:
             chore.cancel()
+        await asyncio.get_running_loop().run_in_executor(None, self._expiry.stop)
         seconds = self.settings.shutdown_seconds
         await asyncio.get_running_loop().run_in_executor(None, self.book.stop, seconds)
         self._readers.shutdown(wait=False, cancel_futures=True)

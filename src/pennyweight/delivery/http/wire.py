@@ -229,6 +229,18 @@ def number_in_query(request: Request, name: str) -> int | None:
     return int(text)
 
 
+def moment_in_query(request: Request, name: str) -> int | None:
+    """Return a query parameter that is a moment, in microseconds. Raises BadRequest."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    try:
+        # A "+" of an offset arrives as a space where the caller did not escape it.
+        return microseconds(msgspec.convert(text.replace(" ", "+"), Moment))
+    except msgspec.ValidationError:
+        raise BadRequest(f"{name}_invalid", f"{name} is no RFC 3339 time") from None
+
+
 def page(data: Iterable[Any], next_cursor: int | str | None) -> Reply:
     """Return a page of a list."""
     cursor = None if next_cursor is None else str(next_cursor)

@@ -1,0 +1,70 @@
+"""Releases holds whose time is over. The scan only finds them; the engine decides, by batch time."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from pennyweight.engine.engine import Lane, QueueFull, Submission
+from pennyweight.engine.port import StoreError
+from pennyweight.products.general import ExpireHold
+from pennyweight.runtime.clock import wall_clock
+from pennyweight.runtime.driver import ThreadedBook, Unavailable
+
+INDEX = "hold_expiry"
+PAGE = 500
+
+log = structlog.get_logger(__name__)
+
+
+class HoldExpiry:
+    """A thread that looks for holds to expire, a bounded page at a time."""
+
+    def __init__(
+        self,
+        book: ThreadedBook,
+        *,
+        every_seconds: float = 0.5,
+        clock: Callable[[], int] = wall_clock,
+    ) -> None:
+        """`clock` gives microseconds since 1970."""
+        self._book = book
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._after: tuple[int, str] | None = None
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pennyweight-expiry", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._is_over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def tick(self) -> int:
+        """Submit one page of expiries, and return how many there were.
+
+        The next page goes on behind this one, so that holds which cannot expire yet do
+        not fill every page; after the last page it begins again.
+        """
+        page = self._book.store.due(INDEX, 0, self._clock(), after=self._after, limit=PAGE)
+        for due in page:
+            self._book.submit(Submission(ExpireHold(int(due.id)), lane=Lane.TIMERS))
+            self._after = (due.rank, due.id)
+        if len(page) < PAGE:
+            self._after = None
+        return len(page)
+
+    def _run(self) -> None:
+        while not self._is_over.wait(self._every_seconds):
+            try:
+                while self.tick() == PAGE and not self._is_over.is_set():
+                    pass
+            except (QueueFull, Unavailable):
+                continue  # the next look finds them again
+            except StoreError as error:
+                log.exception("holds to expire cannot be read", exc_info=error)
