@@ -16,6 +16,8 @@ LIMIT = 10**DIGITS_MAX
 _TEXT_LENGTH_MAX = 100
 _EXPONENT_MAX = 99
 _SHAPE = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,9}))?")
+_CANONICAL = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{0,17}[1-9])?")
+"""Short text that is canonical as it stands: most amounts."""
 
 
 def parse(value: str | int, *, signed: bool = False) -> tuple[int, int]:
@@ -76,6 +78,8 @@ def canonical(value: str | int, *, signed: bool = False) -> str:
     Commands carry amounts in this form, so that equal requests have equal fingerprints.
     Refusals: those of `parse`.
     """
+    if value.__class__ is str and _CANONICAL.fullmatch(value) is not None:
+        return value
     digits, decimals = parse(value, signed=signed)
     return format_amount(digits, decimals)
 
