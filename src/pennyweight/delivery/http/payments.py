@@ -65,7 +65,7 @@ from pennyweight.engine.statements import StatementLine, statement
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.assets import Asset
 from pennyweight.ledger.commands import Command
-from pennyweight.ledger.entries import decode_entry
+from pennyweight.ledger.entries import decode_told
 from pennyweight.ledger.money import format_amount
 from pennyweight.ledger.refusals import Kind, Reason, Refused
 from pennyweight.products.payments import (
@@ -76,6 +76,7 @@ from pennyweight.products.payments import (
     Pay,
     PayBatch,
     PaymentAnswer,
+    PaymentItem,
     PaymentsAccount,
     PaymentsAnswer,
     read_account,
@@ -198,11 +199,11 @@ _answer_decoders: dict[str, msgspec.json.Decoder[Any]] = {
 
 def _payments_in(body: bytes) -> list[PaymentAnswer]:
     """Return the payments that an entry of this product made."""
-    entry = decode_entry(body)
-    answers = _answer_decoders.get(entry.command)
+    told = decode_told(body)
+    answers = _answer_decoders.get(told.command)
     if answers is None:
         return []
-    answer = answers.decode(entry.answer)
+    answer = answers.decode(told.answer)
     return answer.payments if isinstance(answer, PaymentsAnswer) else [answer]
 
 
@@ -350,9 +351,7 @@ class PaymentsFace:
         """POST /payments."""
         try:
             body = read(payment_decoder, request.body)
-            item = payment_of(body)
-            command = Pay(item.buyer_account_id, item.seller_account_id, item.amount)
-            return self._submission(request, body, command)
+            return self._submission(request, body, payment_of(body, Pay))
         except (BadRequest, Refused) as error:
             return self._bad(error)
 
@@ -368,7 +367,7 @@ class PaymentsFace:
         try:
             body = read(batch_decoder, request.body)
             items = given(body.payments, body.head_payments, "payments")
-            command = PayBatch(tuple(payment_of(item) for item in items))
+            command = PayBatch(tuple(payment_of(item, PaymentItem) for item in items))
             return self._submission(request, body, command)
         except (BadRequest, Refused) as error:
             return self._bad(error)

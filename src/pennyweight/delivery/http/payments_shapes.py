@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from pennyweight.delivery.http.wire import Amount, BadRequest, Moment, decoder
-from pennyweight.products.payments import PaymentItem
+from pennyweight.products.payments import Pay, PaymentItem
 
 T = TypeVar("T")
+P = TypeVar("P", Pay, PaymentItem)
 
 Profile = Literal["seed", "head"]
 
@@ -104,9 +105,9 @@ def user_of(body: AccountBody) -> str | None:
     return None if user_id is None or isinstance(user_id, _Missing) else str(user_id)
 
 
-def payment_of(body: PaymentBody) -> PaymentItem:
+def payment_of(body: PaymentBody, kind: type[P]) -> P:
     """Return the payment that a body asks for. Raises BadRequest."""
-    return PaymentItem(
+    return kind(
         given(body.buyer_account_id, body.head_buyer, "buyer_account_id"),
         given(body.seller_account_id, body.head_seller, "seller_account_id"),
         given(body.amount, body.head_amount, "amount"),
