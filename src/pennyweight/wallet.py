@@ -16,8 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pennyweight.assemble import engine_on, new_incarnation, open_store
-from pennyweight.config import Config
 from pennyweight.delivery.wallet import (
     RS_ERROR_WRONG_TYPES,
     AskedBody,
@@ -41,7 +39,7 @@ from pennyweight.runtime.inline import InlineBook
 from pennyweight.runtime.opening import open_engine
 from pennyweight.stores.memory import MemoryStore
 
-__all__ = ["Wallet", "balance", "bet", "create_users", "rollback", "start", "win"]
+__all__ = ["Wallet", "WalletFailed", "balance", "bet", "create_users", "rollback", "start", "win"]
 
 _USERS_MAX = 1_000_000
 _PAGE = 1_000
@@ -196,13 +194,16 @@ def _failed(outcome: Failure | Unknown, user: str, request_uuid: str) -> dict[st
 
 def _in_memory() -> InlineBook:
     """Return a fresh book that lives as long as its wallet."""
-    store = MemoryStore(Head(book=secrets.token_hex(16), incarnation=new_incarnation()))
+    store = MemoryStore(Head(book=secrets.token_hex(16), incarnation=secrets.token_hex(8)))
     engine = open_engine(store, now=wall_clock(), users_max=_USERS_MAX)
     return InlineBook(engine, store, wall_clock)
 
 
 def _on_disk(folder: Path) -> InlineBook:
-    """Return the book of a folder, begun if there is none."""
+    """Return the book of a folder, begun if there is none. Only here a database is loaded."""
+    from pennyweight.assemble import engine_on, open_store  # noqa: PLC0415
+    from pennyweight.config import Config  # noqa: PLC0415
+
     folder.mkdir(parents=True, exist_ok=True)
     store = open_store(folder)
     try:

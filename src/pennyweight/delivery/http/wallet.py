@@ -83,7 +83,8 @@ class _Echo(msgspec.Struct, gc=False):
 
 _echo = wire.decoder(_Echo)
 _users = wire.decoder(UsersBody)
-_anything = wire.any_decoder()
+_tokens = wire.decoder(dict[str, msgspec.Raw])
+_text = wire.decoder(str)
 
 
 def routes(settings: WalletSettings | None = None) -> list[Route]:
@@ -157,8 +158,7 @@ class _Face:
         if self._is_signed is not None and not self._is_signed(
             request.headers.get(SIGNATURE_HEADER, ""), request.body
         ):
-            asked = _any(request.body)
-            known = asked if isinstance(asked, dict) else {}
+            known = _told(request.body) or {}
             raise Fault(RS_ERROR_INVALID_SIGNATURE, known.get("user"), known.get("request_uuid"))
         return _read(decoder, request.body)
 
@@ -186,15 +186,19 @@ def _read(decoder: msgspec.json.Decoder[AnyBody], body: bytes) -> AnyBody:
     except wire.Unreadable as error:
         if error.code == "body_malformed":
             raise Fault(RS_ERROR_WRONG_SYNTAX) from None
-        raise misshapen(decoder.type, _any(body)) from None
+        raise misshapen(decoder.type, _told(body)) from None
 
 
-def _any(body: bytes) -> Any:
-    """Return whatever JSON a body holds, None for none."""
+def _told(body: bytes) -> dict[str, Any] | None:
+    """Return the fields of an object that could not be read, those to be repeated as text."""
     try:
-        return _anything.decode(body)
+        fields: dict[str, Any] = dict(_tokens.decode(body))
+        for name in ("user", "request_uuid"):
+            if bytes(fields.get(name, b""))[:1] == b'"':
+                fields[name] = _text.decode(fields[name])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return fields
 
 
 def _names(request: Request) -> list[str]:
