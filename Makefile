@@ -15,7 +15,7 @@ PROJECT  := $(VENV)/.project-installed
 TESTS       ?=
 PYTEST_ARGS ?=
 WORKERS     ?= 2
-SCENARIO    ?= transfer
+SCENARIO    ?= transfers
 BENCH_ARGS  ?=
 UPGRADE     ?=
 
@@ -68,7 +68,7 @@ format: setup ## format, and fix what can be fixed by itself
 	@$(BIN)/ruff format --quiet
 	@$(BIN)/ruff check --quiet --fix
 
-bench: setup ## a benchmark: SCENARIO=transfer BENCH_ARGS='--seconds 10'
+bench: setup ## a benchmark: SCENARIO=transfers BENCH_ARGS='--seconds 10'
 	@$(BIN)/pennyweight bench $(SCENARIO) $(BENCH_ARGS)
 
 coverage: setup ## the tests with branch coverage, and the gate on ledger, products, engine

@@ -1,0 +1,200 @@
+"""A benchmark from start to end: book, server, load from another process, verification."""
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pennyweight.simulators.asking import Asker, mean_batch
+from pennyweight.simulators.crew import Report, Worker
+from pennyweight.simulators.figures import Figures, Setting, Spent, figures_of
+from pennyweight.simulators.inprocess import fill, open_book
+from pennyweight.simulators.jobs import FacadeJob, InProcessJob, LoadJob
+from pennyweight.simulators.machine import size_bytes, sync_times, usage
+from pennyweight.simulators.sampling import Skew
+from pennyweight.simulators.server import Server, verify
+from pennyweight.simulators.workloads import WORKLOADS, Target
+
+SCENARIOS = (*WORKLOADS, "in-process", "facade")
+KEY_KINDS = ("random", "ordered")
+
+
+def check(setting: Setting) -> None:
+    """Raise ValueError for a setting that makes no sense."""
+    Skew(setting.skew)
+    kinds = (*KEY_KINDS, "both") if setting.scenario == "in-process" else KEY_KINDS
+    is_filled = setting.preload_accounts or setting.preload_keys
+    wrong = {
+        f"the scenarios are {', '.join(SCENARIOS)}": setting.scenario not in SCENARIOS,
+        f"keys are {' or '.join(kinds)}": setting.keys not in kinds,
+        "at least two users, a connection and some seconds are needed": setting.users < 2
+        or setting.connections < 1
+        or setting.seconds <= 0,
+        "a rate is above 0 requests a second": setting.rate is not None and setting.rate <= 0,
+        "only transfers can meet a book that is filled": is_filled
+        and setting.scenario != "transfers",
+        "a book is filled before a server of our own only": is_filled
+        and setting.address is not None,
+        "a filled book needs as many accounts as there are users": is_filled
+        and setting.preload_accounts < setting.users,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(message)
+
+
+def run(setting: Setting, report: Report) -> Figures:
+    """Measure as the setting says. Raises ValueError, WorkerFailed, ServerFailed, OSError."""
+    check(setting)
+    if setting.address is not None and setting.scenario in WORKLOADS:
+        return _run_elsewhere(setting, setting.address, report)
+    if setting.scenario == "facade":
+        return _run_facade(setting, report)
+    with _scratch(setting.directory) as directory:
+        if setting.scenario == "in-process":
+            return _run_in_process(setting, directory, report)
+        return _run_served(setting, directory, report)
+
+
+@contextmanager
+def _scratch(parent: Path | None) -> Iterator[Path]:
+    """Make a directory for the book, and remove it in the end."""
+    directory = Path(tempfile.mkdtemp(prefix="pennyweight-bench-", dir=parent))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run_served(setting: Setting, directory: Path, report: Report) -> Figures:
+    """Measure a server of our own on a fresh book, then verify the book."""
+    name = secrets.token_hex(3)
+    book = directory / "book"
+    if setting.preload_accounts:
+        _preload(setting, book, name, report)
+    report("starting the server", 0.0)
+    syncs = sync_times(directory)
+    with Server(book, log=directory / "log") as server:
+        address = (server.host, server.port)
+        asker = Asker(address)
+        with Worker(_load_job(setting, address, name)) as worker:
+            worker.wait_until_ready()
+            batches, before, size = asker.batches(), usage(server.pid), size_bytes(book)
+            rows = worker.finish(setting.seconds + setting.warm_up_seconds, report)
+            after, batches_after = usage(server.pid), asker.batches()
+    syncs += sync_times(directory)
+    spent = Spent(
+        before=before,
+        after=after,
+        answered=max(1, sum(rows[0].statuses.values())),
+        grown_bytes=size_bytes(book) - size,
+        syncs=syncs,
+        mean_batch=mean_batch(batches, batches_after),
+    )
+    report("verifying the book", 1.0)
+    verdict = verify(book)
+    return figures_of(setting, rows, spent, verified=verdict.ok, first_wrong=verdict.first_wrong)
+
+
+def _run_elsewhere(setting: Setting, address: tuple[str, int], report: Report) -> Figures:
+    """Measure a server that runs already, and have it verify its book."""
+    asker = Asker(address, setting.token)
+    with Worker(_load_job(setting, address, secrets.token_hex(3))) as worker:
+        worker.wait_until_ready()
+        before = asker.batches()
+        rows = worker.finish(setting.seconds + setting.warm_up_seconds, report)
+        spent = Spent(mean_batch=mean_batch(before, asker.batches()))
+    report("verifying the book", 1.0)
+    durability = "as that server has it"
+    return figures_of(setting, rows, spent, verified=asker.verify(), durability=durability)
+
+
+def _run_in_process(setting: Setting, directory: Path, report: Report) -> Figures:
+    """Measure batches on a durable book without HTTP, then verify the book."""
+    book = directory / "book"
+    syncs = sync_times(directory)
+    kinds = KEY_KINDS if setting.keys == "both" else (setting.keys,)
+    job = InProcessJob(
+        directory=str(book),
+        batches=setting.batches,
+        keys=kinds,
+        users=setting.users,
+        skew=setting.skew,
+        seconds=setting.seconds,
+        seed=setting.seed,
+    )
+    with Worker(job) as worker:
+        worker.wait_until_ready()
+        before, size = usage(worker.pid), size_bytes(book)
+        rows = worker.finish(setting.seconds * len(kinds) * len(setting.batches), report)
+        after = worker.last_usage
+    spent = Spent(
+        before=before,
+        after=after,
+        answered=sum(row.requests for row in rows),
+        grown_bytes=size_bytes(book) - size,
+        syncs=syncs + sync_times(directory),
+        mean_batch=float(setting.batches[0]),
+    )
+    report("verifying the book", 1.0)
+    verdict = verify(book)
+    return figures_of(setting, rows, spent, verified=verdict.ok, first_wrong=verdict.first_wrong)
+
+
+def _run_facade(setting: Setting, report: Report) -> Figures:
+    """Measure the Python wallet in memory; afterwards all the money must still be there."""
+    job = FacadeJob(
+        threads=setting.threads,
+        users=setting.users,
+        skew=setting.skew,
+        seconds=setting.seconds,
+        seed=setting.seed,
+    )
+    with Worker(job) as worker:
+        worker.wait_until_ready()
+        before = usage(worker.pid)
+        rows = worker.finish(setting.seconds * len(setting.threads), report)
+        after = worker.last_usage
+    spent = Spent(before=before, after=after, answered=sum(row.requests for row in rows))
+    is_correct = all(row.is_correct for row in rows)
+    return figures_of(setting, rows, spent, verified=is_correct, durability="in memory")
+
+
+def _load_job(setting: Setting, address: tuple[str, int], name: str) -> LoadJob:
+    return LoadJob(
+        scenario=setting.scenario,
+        target=Target(
+            host=address[0],
+            port=address[1],
+            users=setting.users,
+            skew=setting.skew,
+            keys=setting.keys,
+            seed=setting.seed,
+            token=setting.token,
+            run=name,
+        ),
+        connections=setting.connections,
+        seconds=setting.seconds,
+        warm_up_seconds=setting.warm_up_seconds,
+        rate=setting.rate,
+        is_funded=setting.preload_accounts > 0,
+    )
+
+
+def _preload(setting: Setting, directory: Path, name: str, report: Report) -> None:
+    """Fill a book through the engine in this process."""
+    total = 2 * setting.preload_accounts + setting.preload_keys
+    book = open_book(directory)
+    try:
+        fill(
+            book,
+            run=name,
+            accounts=setting.preload_accounts,
+            keys_count=setting.preload_keys,
+            is_ordered=setting.keys == "ordered",
+            report=lambda done: report(f"filling the book: {done} of {total}", done / total),
+        )
+    finally:
+        book.store.close()

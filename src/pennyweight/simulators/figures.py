@@ -1,0 +1,135 @@
+"""What is measured, and what came out, as `pennyweight bench --json` writes it."""
+
+from pathlib import Path
+
+import msgspec
+
+from pennyweight.simulators.jobs import Row
+from pennyweight.simulators.machine import Usage, median_microseconds
+
+DURABLE = "WAL, synchronous=FULL"
+_MEBIBYTE = 1 << 20
+_HIDDEN = {"scenario", "token", "directory"}
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure. `address` (host, port) is a server that runs already; None for our own.
+
+    `keys` are `random`, `ordered`, or for `in-process` `both`. `preload_*` fill our own
+    book before. `rate` makes the loop an open one. `directory` is where the book's own
+    temporary directory is made.
+    """
+
+    scenario: str
+    connections: int = 64
+    seconds: float = 10.0
+    warm_up_seconds: float = 1.0
+    users: int = 1_000
+    skew: str = "uniform"
+    keys: str = "random"
+    rate: float | None = None
+    address: tuple[str, int] | None = None
+    token: str = ""
+    preload_keys: int = 0
+    preload_accounts: int = 0
+    batches: tuple[int, ...] = (1_000, 200, 32, 1)
+    threads: tuple[int, ...] = (1, 8)
+    seed: int = 1
+    directory: Path | None = None
+
+
+class Spent(msgspec.Struct, frozen=True, kw_only=True):
+    """What the measured process and its disk spent on so many commands (`answered`)."""
+
+    before: Usage | None = None
+    after: Usage | None = None
+    answered: int = 1
+    grown_bytes: int | None = None
+    syncs: list[int] = []
+    mean_batch: float | None = None
+
+
+class Figures(msgspec.Struct, kw_only=True):
+    """What came out; the first case stands at the top, all of them in `rows`.
+
+    What cannot be known of a foreign server, or without a disk or /proc, is None.
+    `server_cpu_us` and `client_cpu_us` are processor time for each command.
+    `bytes_per_transfer` is how much the book grew, `written_bytes_per_transfer` what the
+    process sent to the disk for it.
+    """
+
+    scenario: str
+    setting: dict[str, object]
+    requests_per_second: float
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    errors: int
+    dropped: int
+    mean_batch: float | None
+    fdatasync_p50_us: int | None
+    rss_mb: float | None
+    rss_start_mb: float | None
+    server_cpu_us: float | None
+    client_cpu_us: float
+    bytes_per_transfer: float | None
+    written_bytes_per_transfer: float | None
+    durability: str
+    verified: bool
+    first_wrong: object = None
+    rows: list[Row] = []
+
+
+def figures_of(
+    setting: Setting,
+    rows: list[Row],
+    spent: Spent,
+    *,
+    verified: bool,
+    first_wrong: object = None,
+    durability: str = DURABLE,
+) -> Figures:
+    """Put everything together."""
+    top = rows[0]
+    return Figures(
+        scenario=setting.scenario,
+        setting={
+            name: value
+            for name, value in msgspec.structs.asdict(setting).items()
+            if name not in _HIDDEN
+        },
+        requests_per_second=top.requests_per_second,
+        p50_ms=top.p50_ms,
+        p99_ms=top.p99_ms,
+        p999_ms=top.p999_ms,
+        errors=sum(row.errors for row in rows),
+        dropped=sum(row.dropped for row in rows),
+        mean_batch=spent.mean_batch,
+        fdatasync_p50_us=median_microseconds(spent.syncs) if spent.syncs else None,
+        rss_mb=_mebibytes(spent.after),
+        rss_start_mb=_mebibytes(spent.before),
+        server_cpu_us=_each(spent, "cpu_microseconds"),
+        client_cpu_us=top.cpu_us,
+        bytes_per_transfer=None
+        if spent.grown_bytes is None
+        else round(spent.grown_bytes / spent.answered, 1),
+        written_bytes_per_transfer=None
+        if spent.grown_bytes is None
+        else _each(spent, "written_bytes"),
+        durability=durability,
+        verified=verified,
+        first_wrong=first_wrong,
+        rows=rows,
+    )
+
+
+def _mebibytes(usage: Usage | None) -> float | None:
+    return None if usage is None else round(usage.rss_bytes / _MEBIBYTE, 1)
+
+
+def _each(spent: Spent, field: str) -> float | None:
+    """Return what was spent of something for each command."""
+    if spent.before is None or spent.after is None:
+        return None
+    total: int = getattr(spent.after, field) - getattr(spent.before, field)
+    return round(total / spent.answered, 2)

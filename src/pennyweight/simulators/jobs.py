@@ -1,0 +1,108 @@
+"""What a worker process is asked, and what it answers: one JSON line each."""
+
+import msgspec
+
+from pennyweight.simulators.client import Tally
+from pennyweight.simulators.histogram import Histogram
+from pennyweight.simulators.workloads import Target
+
+
+class LoadJob(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
+    """Load a server by HTTP. Without a `rate` each connection sends as fast as it is answered."""
+
+    scenario: str
+    target: Target
+    connections: int
+    seconds: float
+    warm_up_seconds: float
+    rate: float | None = None
+    is_funded: bool = False
+
+
+class InProcessJob(msgspec.Struct, frozen=True, kw_only=True, tag="in-process"):
+    """Execute batches of transfers on a durable book in the worker's own process."""
+
+    directory: str
+    batches: tuple[int, ...]
+    keys: tuple[str, ...]
+    users: int
+    skew: str
+    seconds: float
+    seed: int
+
+
+class FacadeJob(msgspec.Struct, frozen=True, kw_only=True, tag="facade"):
+    """Bet and win through `pennyweight.wallet` in memory, by so many threads."""
+
+    threads: tuple[int, ...]
+    users: int
+    skew: str
+    seconds: float
+    seed: int
+
+
+Job = LoadJob | InProcessJob | FacadeJob
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """One measured case. Latencies are of requests, or of whole batches where there are batches.
+
+    `dropped` were due in an open loop and never sent. `cpu_us` is the worker's own
+    processor time for each request.
+    """
+
+    case: str
+    requests: int
+    seconds: float
+    requests_per_second: float
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    max_ms: float
+    errors: int = 0
+    dropped: int = 0
+    statuses: dict[str, int] = {}
+    cpu_us: float = 0.0
+    is_correct: bool = True
+    """False when the worker saw for itself that money went missing."""
+
+
+class Line(msgspec.Struct, omit_defaults=True):
+    """One line from a worker: it is ready, so much is done, the rows, or what went wrong."""
+
+    is_ready: bool = False
+    done: int | None = None
+    rows: list[Row] | None = None
+    wrong: str = ""
+
+
+def row_of(
+    case: str,
+    histogram: Histogram,
+    *,
+    requests: int,
+    seconds: float,
+    cpu_seconds: float,
+    tally: Tally | None = None,
+    dropped: int = 0,
+) -> Row:
+    """Sum a case up; `requests` is what was done in these seconds."""
+    return Row(
+        case=case,
+        requests=requests,
+        seconds=round(seconds, 3),
+        requests_per_second=round(requests / seconds, 1),
+        p50_ms=milliseconds(histogram.quantile(500_000)),
+        p99_ms=milliseconds(histogram.quantile(990_000)),
+        p999_ms=milliseconds(histogram.quantile(999_000)),
+        max_ms=milliseconds(histogram.longest),
+        errors=tally.errors if tally else 0,
+        dropped=dropped,
+        statuses=dict(sorted(tally.statuses.items())) if tally else {},
+        cpu_us=round(cpu_seconds * 1e6 / max(1, requests), 2),
+    )
+
+
+def milliseconds(nanoseconds: int) -> float:
+    """Return nanoseconds as milliseconds, to the microsecond."""
+    return round(nanoseconds / 1e6, 3)

@@ -1,0 +1,106 @@
+"""The process that does the work of a benchmark: `python -m pennyweight.simulators.worker`.
+
+It reads a job as one line of JSON, prepares it, says that it is ready, waits for one more
+line, does it, and prints the figures. Nothing imports this module, so it may use the roof.
+"""
+
+import gc
+import sys
+import time
+
+import msgspec
+
+from pennyweight.simulators.asking import Asker
+from pennyweight.simulators.client import Client
+from pennyweight.simulators.jobs import FacadeJob, InProcessJob, Job, Line, LoadJob, Row, row_of
+from pennyweight.simulators.workloads import WORKLOADS, Workload
+
+_FUNDING_CONNECTIONS = 32
+
+
+def main() -> int:
+    """Do one job."""
+    job = msgspec.json.decode(sys.stdin.readline(), type=Job)
+    try:
+        rows = _do(job)
+    except Exception as error:  # noqa: BLE001 - the parent prints it
+        say(Line(wrong=f"{type(error).__name__}: {error}"))
+        return 1
+    say(Line(rows=rows))
+    return 0
+
+
+def say(line: Line) -> None:
+    """Print a line for the parent."""
+    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+    sys.stdout.flush()
+
+
+def report(done: int) -> None:
+    """Say how much is done."""
+    say(Line(done=done))
+
+
+def wait_for_go() -> None:
+    """Say that all is prepared, and wait for the parent. Garbage is left alone from then on."""
+    say(Line(is_ready=True))
+    sys.stdin.readline()
+    gc.collect()
+    gc.disable()
+
+
+def _do(job: Job) -> list[Row]:
+    if isinstance(job, LoadJob):
+        return [load(job)]
+    if isinstance(job, InProcessJob):
+        from pennyweight.simulators.inprocess import run_batches  # noqa: PLC0415 - see facade
+
+        return run_batches(job, wait_for_go, report)
+    if isinstance(job, FacadeJob):
+        from pennyweight.simulators.facade import run_facade  # noqa: PLC0415 - loads the roof
+
+        return run_facade(job, wait_for_go, report)
+    raise TypeError(job)
+
+
+def load(job: LoadJob) -> Row:
+    """Fund the accounts, then load the server."""
+    address = (job.target.host, job.target.port)
+    workload = WORKLOADS[job.scenario](job.target)
+    if not job.is_funded:
+        fund(address, workload)
+    workload.learn(Asker(address, job.target.token).get)
+    streams = [workload.stream() for _ in range(job.connections)]
+    client = Client(address, streams, expected=workload.expected)
+    wait_for_go()
+    cpu = time.process_time()
+    seconds = client.run(job.seconds, warm_up=job.warm_up_seconds, rate=job.rate, report=report)
+    cpu = time.process_time() - cpu
+    client.close()
+    done = client.histogram.count
+    return row_of(
+        job.scenario,
+        client.histogram,
+        requests=done,
+        seconds=seconds,
+        cpu_seconds=cpu * done / max(1, client.answered),
+        tally=client.tally,
+        dropped=client.dropped,
+    )
+
+
+def fund(address: tuple[str, int], workload: Workload) -> None:
+    """Send the requests of the funding, phase by phase. Raises RuntimeError if one is refused."""
+    for phase in workload.funding():
+        streams = [
+            iter(phase[first::_FUNDING_CONNECTIONS]) for first in range(_FUNDING_CONNECTIONS)
+        ]
+        client = Client(address, streams[: len(phase)])
+        client.finish_streams()
+        client.close()
+        if client.tally.errors:
+            raise RuntimeError(f"funding the accounts: {dict(client.tally.statuses)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
