@@ -25,7 +25,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from pennyweight.engine.port import ConstraintFailed, KeyRow
+from pennyweight.engine.port import ConstraintFailed, KeyRow, StoreError
 from pennyweight.ledger.entries import FORMAT
 
 RECENT_MAX = 20_000
@@ -62,9 +62,23 @@ _decode_bound = msgspec.json.Decoder(_Bound).decode
 
 
 def bound_of(body: bytes) -> tuple[str, str]:
-    """Return the (product, key) of an entry; the key is empty if it binds none."""
-    bound = _decode_bound(memoryview(body)[len(FORMAT) :])
+    """Return the (product, key) of an entry; the key is empty if it binds none.
+
+    Raises StoreError for a body that cannot be read.
+    """
+    try:
+        bound = _decode_bound(memoryview(body)[len(FORMAT) :])
+    except msgspec.DecodeError as error:
+        raise StoreError(f"an entry cannot be read ({error}); run verify") from None
     return bound.product, bound.key
+
+
+def _bound_if_readable(body: bytes) -> tuple[str, str]:
+    """As `bound_of`, but an unreadable body binds nothing: verification tells of it."""
+    try:
+        return bound_of(body)
+    except StoreError:
+        return "", ""
 
 
 def hash_of(product: str, key: str) -> int:
@@ -173,11 +187,11 @@ class KeyIndex:
                 " WHERE partition = ? AND sequence <= ? ORDER BY sequence",
                 (partition, indexed_to),
             ):
-                product, key = ("", "") if body is None else bound_of(body)
+                product, key = ("", "") if body is None else _bound_if_readable(body)
                 is_right = key and self._hash(product, key) == hashed
                 yield KeyRow(product, key, sequence) if is_right else KeyRow("?", "?", sequence)
         for sequence, body in connection.execute(_TAIL, (indexed_to,)):
-            product, key = bound_of(body)
+            product, key = _bound_if_readable(body)
             if key:
                 yield KeyRow(product, key, sequence)
 
