@@ -5,12 +5,15 @@ store. One entry is applied at a time, in order. What contradicts the rules is c
 about in a plain sentence, and the journal's own figures are taken over from there, so
 that one damage is told once and not again by every later entry.
 
-Accounts and open holds are kept as values. Records are kept as digests, keys and ended
-holds only as sums of digests (see `Tally`), so that a long book fits in memory.
+Accounts and open holds are kept as values, records as digests. Of keys and ended holds
+there are only sums of digests (see `Tally`) and 8 bytes for each key, so that a long book
+fits in memory.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any, Protocol
 
 import msgspec
@@ -60,9 +63,14 @@ def record_digest(record: Record) -> bytes:
     return sha256(b"record" + _encoder.encode(record)).digest()
 
 
-def key_digest(product: str, key: str, sequence: int) -> bytes:
-    """SHA-256 of a key's row."""
-    return sha256(f"key{product}\0{key}\0{sequence}".encode()).digest()
+def key_digest(product: str, key: str) -> bytes:
+    """SHA-256 of a key in its scope."""
+    return sha256(f"key{product}\0{key}".encode()).digest()
+
+
+def bound_digest(digest: bytes, sequence: int) -> bytes:
+    """SHA-256 of a key's row: its digest and the entry that bound it."""
+    return sha256(b"%b%d" % (digest, sequence)).digest()
 
 
 class Tally:
@@ -100,6 +108,31 @@ class Tally:
         }
 
 
+class Names:
+    """Says which names come twice among many, by 8 bytes for each."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self) -> None:
+        """No name yet."""
+        self._parts = [array("Q") for _ in range(256)]
+
+    def add(self, digest: bytes) -> None:
+        """Note a name by its digest."""
+        self._parts[digest[0]].append(name_number(digest))
+
+    def repeated(self) -> set[int]:
+        """Return the numbers (see `name_number`) of the names that came twice, if not of more."""
+        return {
+            one for part in self._parts for one, other in pairwise(sorted(part)) if one == other
+        }
+
+
+def name_number(digest: bytes) -> int:
+    """Return what `Names` keeps of a digest."""
+    return int.from_bytes(digest[:8])
+
+
 def bucket_of(number: int) -> int:
     """Return the bucket of a `Tally` that counts this number."""
     return number >> _BUCKET_BITS
@@ -130,7 +163,8 @@ class State:
         elif kind == "record":
             self.records.add(0, record_digest(row))
         elif kind == "key":
-            self.keys.add(0, key_digest(row.product, row.key, row.sequence))
+            digest = key_digest(row.product, row.key)
+            self.keys.add(0, bound_digest(digest, row.sequence))
         elif kind == "cursor":
             self.cursors[row.name] = row.after
 
@@ -200,6 +234,7 @@ class Rebuilt:
         """By (kind, id): the version in 4 bytes, the digest in 32, the product that owns it."""
         self.names: dict[tuple[str, str], str] = {}
         self.keys = Tally()
+        self.key_names = Names()
         self.cursors: dict[str, int] = {}
         self.counters: dict[str, int] = {}
         self.assets: dict[str, Asset] = {}
@@ -239,7 +274,9 @@ class Rebuilt:
         if entry.effective_at is not None and entry.effective_at > time:
             self._wrong("it is dated later than its commit")
         if entry.key:
-            self.keys.add(sequence, key_digest(entry.product, entry.key, sequence))
+            digest = key_digest(entry.product, entry.key)
+            self.keys.add(sequence, bound_digest(digest, sequence))
+            self.key_names.add(digest)
         self._check_answer(entry)
         for invariant in self._invariants:
             problem = invariant.entry(entry, self)

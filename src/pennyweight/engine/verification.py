@@ -20,9 +20,11 @@ from pennyweight.engine.rebuild import (
     Invariant,
     Rebuilt,
     Tally,
+    bound_digest,
     bucket_of,
     hold_digest,
     key_digest,
+    name_number,
     record_digest,
 )
 from pennyweight.ledger.accounts import Account
@@ -149,6 +151,7 @@ class _Verification:
         else:
             raise TypeError("a store's rows begin with its head")
         self._rebuilt.finish()
+        self._check_keys()
         self._are_rows = True
         self._check_head(head)
         self._compare(rows)
@@ -244,6 +247,23 @@ class _Verification:
             apply(entry, time)
         return bodies
 
+    def _check_keys(self) -> None:
+        """Check that no key of a product was bound twice."""
+        repeated = self._rebuilt.key_names.repeated()
+        first: dict[tuple[str, str], int] = {}
+        for sequence, body in _entries(self._source, 0, self._position) if repeated else ():
+            try:
+                entry = decode_entry(body)
+            except CorruptEntry:
+                continue
+            name = (entry.product, entry.key)
+            if not entry.key or name_number(key_digest(*name)) not in repeated:
+                continue
+            if first.setdefault(name, sequence) != sequence:
+                self._complain(
+                    sequence, f"its key {_text(name)} was bound by entry {first[name]} already"
+                )
+
     def _check_head(self, head: Head) -> None:
         """Compare the head with the end of the journal."""
         if (head.sequence, head.chain, head.committed_at) != (
@@ -274,7 +294,8 @@ class _Verification:
         cursors: dict[str, int] = {}
         for kind, row in rows:
             if kind == "key":
-                keys.add(row.sequence, key_digest(row.product, row.key, row.sequence))
+                digest = key_digest(row.product, row.key)
+                keys.add(row.sequence, bound_digest(digest, row.sequence))
                 continue
             counts[kind] += 1
             if kind == "account":

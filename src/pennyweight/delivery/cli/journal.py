@@ -59,7 +59,9 @@ def _writing(output: Path | None) -> Iterator[BinaryIO]:
 
 
 def import_book(
-    file: Annotated[Path, Parameter(help="What `export` wrote; - for stdin.")],
+    file: Annotated[
+        Path, Parameter(help="What `export` wrote; - for stdin.", allow_leading_hyphen=True)
+    ],
     /,
     *,
     data: Data,
