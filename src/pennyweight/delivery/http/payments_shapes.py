@@ -228,10 +228,10 @@ def account_request(names: dict[str, str]) -> type[msgspec.Struct]:
     )
 
 
-def payment_request(names: dict[str, str]) -> type[msgspec.Struct]:
+def payment_request(names: dict[str, str], title: str = "NewPayment") -> type[msgspec.Struct]:
     """Return the shape of the body of POST /payments in a profile's casing."""
     return _shape(
-        "NewPayment",
+        title,
         "A payment to make.",
         {
             names["buyer_account_id"]: int,
@@ -243,7 +243,7 @@ def payment_request(names: dict[str, str]) -> type[msgspec.Struct]:
 
 def batch_request(names: dict[str, str]) -> type[msgspec.Struct]:
     """Return the shape of the body of POST /payments/batch in a profile's casing."""
-    payment: Any = payment_request(names)
+    payment: Any = payment_request(names, "BatchedPayment")
     return _shape(
         "NewPayments", "1 to 64 payments, all or none.", {names["payments"]: list[payment]}
     )
