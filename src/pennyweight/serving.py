@@ -9,16 +9,18 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from pennyweight.assemble import PRODUCTS, engine_on, open_store
+from pennyweight.assemble import PRODUCTS, answers, engine_on, invariants, open_store
 from pennyweight.config import Config, ConfigError, Log
 from pennyweight.delivery.http import ledger as ledger_face
 from pennyweight.delivery.http import payments as payments_face
-from pennyweight.delivery.http import server
+from pennyweight.delivery.http import proof, server
 from pennyweight.delivery.http import wallet as wallet_face
 from pennyweight.delivery.http.guard import Guard, is_loopback
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.routes import Route
 from pennyweight.delivery.wallet import WalletSettings
+from pennyweight.engine.port import Store
+from pennyweight.engine.verification import Progress, Report, verify
 from pennyweight.ledger.refusals import Refused
 from pennyweight.runtime.clock import ClockGuard
 from pennyweight.runtime.driver import ThreadedBook
@@ -70,11 +72,17 @@ def routes_of(config: Config) -> list[Route]:
     try:
         return [
             *ledger_face.routes([product.PRODUCT for product in PRODUCTS]),
+            *proof.routes(_verify),
             *payments_face.routes(config.payments.profile),
             *wallet_face.routes(wallet_settings(config)),
         ]
     except (Refused, wallet_face.SignatureUnavailable) as error:
         raise ConfigError(f"wallet: {error}") from None
+
+
+def _verify(store: Store, progress: Progress) -> Report:
+    """Prove a served book."""
+    return verify(store, answers=answers(), invariants=invariants(), progress=progress)
 
 
 def wallet_settings(config: Config) -> WalletSettings:

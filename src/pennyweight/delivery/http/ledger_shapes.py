@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from pennyweight.delivery.http.wire import Amount, Moment, Problem, SignedAmount
+from pennyweight.delivery.http.wire import Amount, Moment, ProblemDocument, SignedAmount
 from pennyweight.ledger.assets import Asset
 from pennyweight.products import general
 
@@ -140,7 +140,7 @@ class ResultShown(msgspec.Struct, frozen=True, omit_defaults=True):
 
     status: int
     transfer: TransferShown | msgspec.UnsetType = msgspec.UNSET
-    problem: Problem | msgspec.UnsetType = msgspec.UNSET
+    problem: ProblemDocument | msgspec.UnsetType = msgspec.UNSET
     replayed: bool = False
 
 

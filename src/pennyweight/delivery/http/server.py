@@ -24,7 +24,7 @@ import msgspec
 import uvicorn
 
 from pennyweight.agents.expiry import HoldExpiry
-from pennyweight.delivery.http import operations
+from pennyweight.delivery.http import openapi, operations
 from pennyweight.delivery.http.app import build_app
 from pennyweight.delivery.http.desk import Desk
 from pennyweight.delivery.http.guard import Guard
@@ -90,6 +90,7 @@ class Server(uvicorn.Server):
         desk = Desk(book, guard, metrics)
         metrics.watch(book)
         table = [*routes, *operations.routes(book, metrics, neighbours)]
+        table += openapi.routes(table)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         super().__init__(
             uvicorn.Config(

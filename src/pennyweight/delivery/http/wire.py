@@ -250,7 +250,7 @@ def page(data: Iterable[Any], next_cursor: int | str | None) -> Reply:
 # ── problems ──────────────────────────────────────────────────────────────────────
 
 
-class Problem(msgspec.Struct, omit_defaults=True):
+class ProblemDocument(msgspec.Struct, omit_defaults=True):
     """A problem document (RFC 9457). `code` is stable; `retryable`: waiting can help.
 
     `figures` explain a refusal; `correlation_id` finds a failure in the server's log.
@@ -274,9 +274,9 @@ def problem_document(
     is_retryable: bool = False,
     figures: dict[str, Any] | None = None,
     correlation_id: str = "",
-) -> Problem:
+) -> ProblemDocument:
     """Build the document of a problem."""
-    return Problem(
+    return ProblemDocument(
         f"urn:pennyweight:problem:{code}",
         code.replace("_", " ").capitalize(),
         status,
@@ -326,7 +326,7 @@ def status_of(reason: Reason) -> int:
     assert_never(kind)
 
 
-def outcome_problem(outcome: Refusal | Failure | Unknown, request: Request) -> Problem:
+def outcome_problem(outcome: Refusal | Failure | Unknown, request: Request) -> ProblemDocument:
     """Build the document of an outcome that is no receipt."""
     if isinstance(outcome, Refusal):
         reason = outcome.reason
