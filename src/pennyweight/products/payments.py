@@ -10,6 +10,7 @@ in a second round, unless it is cached. Amounts in commands are canonical decima
 
 import re
 from collections.abc import Iterable
+from typing import Protocol
 
 import msgspec
 
@@ -17,6 +18,7 @@ from pennyweight.ledger.accounts import WORLD, Account, user_account, user_holde
 from pennyweight.ledger.assets import Asset
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import TRANSFERS_MAX, Draft
+from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.money import to_units
 from pennyweight.ledger.records import Record
 from pennyweight.ledger.refusals import Reason, Refused, refuse
@@ -420,3 +422,80 @@ class _Position:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Refused):
             error.figures["position"] = self.position
+
+
+# ── what verification asks ────────────────────────────────────────────────────────
+
+
+class Book(Protocol):
+    """What the law below looks at in the book that verification rebuilds."""
+
+    accounts: dict[str, Account]
+    assets: dict[str, Asset]
+    counters: dict[str, int]
+
+
+class PaymentsLaw:
+    """Every payment that was ever answered was made: by one transfer, of its amount, between its accounts.
+
+    And every payments account stands for an account of the book, and payments count 1, 2, 3 …
+    """
+
+    def __init__(self) -> None:
+        """Before the first entry."""
+        self._accounts: dict[int, str] = {}
+        self._payments = 0
+
+    def entry(self, entry: Entry, book: Book) -> str | None:
+        """Return what is wrong with an entry, or None."""
+        if entry.product != PRODUCT:
+            return None
+        try:
+            for record in entry.records:
+                account = read_account(record)
+                self._accounts[account.number] = account.account
+                if account.account not in book.accounts:
+                    return f"payments account {account.number} stands for no account"
+            if entry.command == Pay.name:
+                return self._check([_payment_decoder.decode(entry.answer)], entry, book)
+            if entry.command == PayBatch.name:
+                return self._check(_payments_decoder.decode(entry.answer).payments, entry, book)
+        except (msgspec.DecodeError, Refused) as error:
+            return f"a record or an answer of payments cannot be read: {error}"
+        return None
+
+    def end(self, book: Book) -> Iterable[tuple[int, str]]:
+        """Yield what is wrong with the book as a whole."""
+        counted = book.counters.get(PAYMENT, 0)
+        if counted != self._payments:
+            yield 0, f"{self._payments} payments were made, {counted} are counted"
+
+    def _check(self, payments: list[PaymentAnswer], entry: Entry, book: Book) -> str | None:
+        """Compare payments with the transfers of their entry, but for those to what is owed."""
+        made = [
+            (transfer.debit_account, transfer.credit_account, transfer.amount)
+            for transfer in entry.transfers
+            if not transfer.credit_account.startswith("owed:")
+        ]
+        if len(made) != len(payments):
+            return f"it answers {len(payments)} payments, and made {len(made)} transfers"
+        for payment, transfer in zip(payments, made, strict=True):
+            self._payments += 1
+            if payment.id != self._payments:
+                return f"payment {self._payments} is numbered {payment.id}"
+            debit = book.accounts.get(transfer[0])
+            asset = None if debit is None else book.assets.get(debit.asset)
+            if asset is None:
+                return f"payment {payment.id} is made from an account that is not there"
+            told = (
+                self._accounts.get(payment.buyer_account_id),
+                self._accounts.get(payment.seller_account_id),
+                to_units(payment.amount, asset.scale),
+            )
+            if told != transfer or payment.currency_id != asset.currency_id:
+                return f"payment {payment.id} is not the transfer that was made"
+        return None
+
+
+_payment_decoder = msgspec.json.Decoder(PaymentAnswer)
+_payments_decoder = msgspec.json.Decoder(PaymentsAnswer)
