@@ -162,7 +162,7 @@ AnyBody = TypeVar("AnyBody", bound=msgspec.Struct)
 AskedBody = TypeVar("AskedBody", bound=Asked)
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class WalletReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An answer as the wire sees it; the description's model, answers themselves are dicts.
 
     `user` and `request_uuid` are null where they could not be read. `currency` comes with

@@ -14,6 +14,7 @@ from typing import NoReturn
 import msgspec
 
 from pennyweight.ledger.accounts import HOUSE, Account, user_holder
+from pennyweight.ledger.assets import SCALE_MAX
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft, Facts
 from pennyweight.ledger.entries import Entry
@@ -40,6 +41,7 @@ GRANT = 100_000
 """What a new user gets, in the wallet's unit: 1.00 USD, from `world:USD`."""
 
 _DECIMALS = 5
+_POWERS: tuple[int, ...] = tuple(10**exponent for exponent in range(SCALE_MAX + 1))
 
 
 class WalletAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -381,8 +383,9 @@ def shown_account(accounts: list[Account]) -> Account:
 
 def in_wallet_units(units: int, scale: int) -> int:
     """Return smallest units of an asset in the wallet's unit of 1/100 000, rounded down."""
-    factor: int = 10 ** abs(scale - _DECIMALS)
-    return units // factor if scale >= _DECIMALS else units * factor
+    if scale >= _DECIMALS:
+        return units // _POWERS[scale - _DECIMALS]
+    return units * _POWERS[_DECIMALS - scale]
 
 
 # ── inside ────────────────────────────────────────────────────────────────────────
@@ -397,10 +400,9 @@ _SESSION_BARS = {
 def _units(draft: Draft, amount: int, currency: str) -> int:
     """Return an amount of the wallet's unit in smallest units. Refusal: amount_too_fine."""
     scale = draft.asset(currency).scale
-    factor: int = 10 ** abs(scale - _DECIMALS)
     if scale >= _DECIMALS:
-        return amount * factor
-    units, rest = divmod(amount, factor)
+        return amount * _POWERS[scale - _DECIMALS]
+    units, rest = divmod(amount, _POWERS[_DECIMALS - scale])
     if rest:
         refuse(Reason.AMOUNT_TOO_FINE, f"{currency} has {scale} decimals", decimals_max=scale)
     return units

@@ -27,7 +27,6 @@ from pennyweight.delivery.wallet import (
     RS_ERROR_WRONG_SYNTAX,
     RS_ERROR_WRONG_TYPES,
     RS_OK,
-    Answer,
     AnyBody,
     AskedBody,
     BalanceBody,
@@ -37,6 +36,7 @@ from pennyweight.delivery.wallet import (
     Protocol,
     RollbackBody,
     UsersBody,
+    WalletReply,
     WalletSettings,
     WinBody,
     misshapen,
@@ -67,11 +67,11 @@ class UsersAnswer(msgspec.Struct, frozen=True):
 
 
 class LockAnswer(msgspec.Struct, frozen=True):
-    """Whether a user is locked out of new bets."""
+    """Whether a user is locked out of new bets; only RS_OK says it."""
 
     user: str
     status: str
-    disabled: bool | None = None
+    disabled: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Echo(msgspec.Struct, gc=False):
@@ -388,7 +388,7 @@ def _documentation(
         summary=summary,
         description=f"{description} Amounts and balances are in 1/100 000 of the currency.",
         request=request,
-        answer=Answer,
+        answer=WalletReply,
         request_example=example,
         answer_example=_answered(example["request_uuid"], balance),
         errors=_ERRORS,
