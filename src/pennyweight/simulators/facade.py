@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
 
-from pennyweight import wallet
 from pennyweight.simulators.histogram import Histogram
 from pennyweight.simulators.jobs import FacadeJob, Row, row_of
 from pennyweight.simulators.sampling import Skew, pick
+from pennyweight.wallet import Wallet, balance, bet, create_users, start, win
 
 _CHOICES = 1 << 12
 _GRANT = 100_000
@@ -24,7 +24,7 @@ _STEP = 64
 class Caller(threading.Thread):
     """One caller: bets and wins in turn until its time is over."""
 
-    def __init__(self, server: Any, job: FacadeJob, number: int, end: int) -> None:
+    def __init__(self, server: Wallet, job: FacadeJob, number: int, end: int) -> None:
         """`end` is a moment of `perf_counter_ns`."""
         super().__init__(name=f"caller-{number}")
         self.histogram = Histogram()
@@ -37,7 +37,6 @@ class Caller(threading.Thread):
     def run(self) -> None:
         """See the class."""
         clock, record, server = time.perf_counter_ns, self.histogram.record, self._server
-        bet, win = wallet.bet, wallet.win
         now = clock()
         while now < self._end:
             for _ in range(_STEP):
@@ -57,7 +56,7 @@ def bodies(job: FacadeJob, number: int) -> Iterator[tuple[dict[str, Any], dict[s
     users = [0] if skew.is_hot else pick(draw, skew, job.users, _CHOICES)
     for user in cycle(users):
         first, second = _uuid(draw), _uuid(draw)
-        bet = {
+        wager = {
             "user": _user(user),
             "transaction_uuid": first,
             "request_uuid": first,
@@ -67,13 +66,13 @@ def bodies(job: FacadeJob, number: int) -> Iterator[tuple[dict[str, Any], dict[s
             "currency": "USD",
             "amount": 1,
         }
-        win = {
-            **bet,
+        prize = {
+            **wager,
             "transaction_uuid": second,
             "request_uuid": second,
             "reference_transaction_uuid": first,
         }
-        yield bet, win
+        yield wager, prize
 
 
 def run_facade(
@@ -85,8 +84,8 @@ def run_facade(
 
 
 def _measure(job: FacadeJob, count: int, report: Callable[[int], None]) -> Row:
-    server = wallet.start()
-    wallet.create_users(server, [_user(user) for user in range(job.users)])
+    server = start()
+    create_users(server, [_user(user) for user in range(job.users)])
     cpu, started = time.process_time(), time.perf_counter_ns()
     end = started + int(job.seconds * 1e9)
     callers = [Caller(server, job, number, end) for number in range(count)]
@@ -114,10 +113,10 @@ def _measure(job: FacadeJob, count: int, report: Callable[[int], None]) -> Row:
     return row
 
 
-def _has_all_money(server: Any, job: FacadeJob) -> bool:
+def _has_all_money(server: Wallet, job: FacadeJob) -> bool:
     """Whether all users together have what they were given: each win gave its bet back."""
     total: int = sum(
-        wallet.balance(server, {"user": _user(user), "request_uuid": _uuid(random.Random(user))})[
+        balance(server, {"user": _user(user), "request_uuid": _uuid(random.Random(user))})[
             "balance"
         ]
         for user in range(job.users)

@@ -70,7 +70,8 @@ class Server:
     @property
     def address(self) -> str:
         """Where it listens, as a URL."""
-        return f"http://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def has_ended(self) -> bool:

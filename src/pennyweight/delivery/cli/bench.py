@@ -40,9 +40,7 @@ def bench(
     address: Annotated[
         str | None, Parameter(help="A running server instead of one of our own.")
     ] = None,
-    token: Annotated[
-        str, Parameter(env_var="PENNYWEIGHT_API_KEY", help="Its API key, if it wants one.")
-    ] = "",
+    token: Annotated[str, Parameter(help="Its API key, if it wants one.")] = "",
     keys: Annotated[
         Literal["random", "ordered", "both"],
         Parameter(help="Idempotency keys: random, time-ordered; both for in-process."),

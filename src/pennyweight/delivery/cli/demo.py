@@ -1,0 +1,205 @@
+"""`pennyweight demo`: a fresh book with a generated population and live traffic, to look at."""
+
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pennyweight.delivery.cli.load import load
+from pennyweight.delivery.cli.shared import UserError
+from pennyweight.delivery.cli.verify import verify
+from pennyweight.simulators.population import FIRST_ID, population_csv
+from pennyweight.simulators.server import Server, ServerFailed
+from pennyweight.simulators.traffic import Counts, Traffic
+
+_PORT = 8080
+_LINE_SECONDS = 5.0
+"""How often a line is printed when nobody watches a terminal."""
+
+_TERMINAL_SECONDS = 0.25
+
+
+def demo(
+    *,
+    data: Annotated[
+        Path | None,
+        Parameter(name="--data", help="Keep the book in this folder; else it is a temporary one."),
+    ] = None,
+    host: Annotated[str, Parameter(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, Parameter(help="0 takes a free one (8080, or a free one if that is taken).")
+    ] = None,
+    seconds: Annotated[float | None, Parameter(help="Stop by itself after this time.")] = None,
+    users: Annotated[int, Parameter(help="How many users there are.")] = 900,
+    rate: Annotated[float, Parameter(help="Requests a second.")] = 30.0,
+    seed: Annotated[int, Parameter(help="Population and traffic.")] = 1,
+) -> int:
+    """Start an engine on a fresh book, load made-up users, and keep some traffic going.
+
+    Users pay each other and bet from the same accounts, over HTTP; some requests are
+    refused, some repeated. Ctrl-C stops it in order, and the book is verified.
+
+    Example: pennyweight demo --data demo-book --seconds 60
+    """
+    if users < 2 or rate <= 0:
+        raise UserError("a demo needs two users and a rate above 0", code=2)
+    stop = threading.Event()
+    with _stopped_by_signals(stop), _book_folder(data) as folder:
+        _load_population(folder, users, seed)
+        log = folder / "server.log"
+        try:
+            chosen = _free_port(host) if port is None else port
+            with Server(folder, host=host, port=chosen, log=log) as server:
+                _serve(server, users=users, rate=rate, seed=seed, seconds=seconds, stop=stop)
+        except ServerFailed as error:
+            raise UserError(str(error)) from None
+        _say("stopped; verifying the book")
+        return verify(data=folder)
+
+
+def _serve(
+    server: Server,
+    *,
+    users: int,
+    rate: float,
+    seed: int,
+    seconds: float | None,
+    stop: threading.Event,
+) -> None:
+    """Keep the traffic going until it is time to stop. Raises UserError if the server ends."""
+    names = [str(FIRST_ID + number) for number in range(users)]
+    traffic = Traffic((server.host, server.port), names, seed)
+    started = time.monotonic()
+    shown = _Counter()
+    try:
+        traffic.prepare()
+        _welcome(server, traffic)
+        started = time.monotonic()
+        while not stop.is_set() and not (seconds and time.monotonic() - started >= seconds):
+            traffic.step()
+            shown.show(time.monotonic() - started, traffic.counts)
+            stop.wait(max(0.0, started + traffic.counts.total / rate - time.monotonic()))
+    except OSError as error:
+        if not stop.is_set():
+            raise UserError(f"the server is gone ({error}): {server.last_words()}") from None
+    finally:
+        traffic.close()
+    shown.end(time.monotonic() - started, traffic.counts)
+
+
+def _welcome(server: Server, traffic: Traffic) -> None:
+    """Say where everything is, and what to try."""
+    at = server.address
+    buyer, seller = traffic.accounts["buyer"], traffic.accounts["seller"]
+    body = f'{{"buyer_account_id": {buyer}, "seller_account_id": {seller}, "amount": "12.50"}}'
+    _say(
+        f"""
+pennyweight is at {at}
+  the book      {server.directory}
+  the log       {server.directory / "server.log"}
+  the API       {at}/docs
+  the metrics   {at}/metrics
+
+try these in another terminal:
+
+  curl {at}/account/{buyer}
+  curl -H 'content-type: application/json' -d '{body}' {at}/payments
+  curl '{at}/v1/accounts/user:{FIRST_ID + 1}:USD/statement?limit=3'
+
+payments and bets are going on; Ctrl-C stops
+"""
+    )
+
+
+@contextmanager
+def _book_folder(data: Path | None) -> Iterator[Path]:
+    """Give the folder of the book; a temporary one is removed in the end."""
+    if data is not None:
+        data.mkdir(parents=True, exist_ok=True)
+        yield data
+        return
+    folder = Path(tempfile.mkdtemp(prefix="pennyweight-demo-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load_population(folder: Path, users: int, seed: int) -> None:
+    """Load made-up users; a book of an earlier demo has them already."""
+    with tempfile.TemporaryDirectory(prefix="pennyweight-users-") as scratch:
+        file = Path(scratch) / "users.csv"
+        file.write_bytes(population_csv(users, seed).encode())
+        load(file, data=folder)
+
+
+def _free_port(host: str) -> int:
+    """Return the usual port, or 0 for any free one if another program has it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, _PORT))
+        except OSError:
+            return 0
+    return _PORT
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a closed terminal stop the demo in order."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Counter:
+    """The counter: one line that changes on a terminal, else a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+        self._every = _TERMINAL_SECONDS if self._is_terminal else _LINE_SECONDS
+        self._next = self._every
+
+    def show(self, seconds: float, counts: Counts) -> None:
+        """Show where the traffic stands, not too often."""
+        if seconds >= self._next:
+            self._next = seconds + self._every
+            self._print(seconds, counts)
+
+    def end(self, seconds: float, counts: Counts) -> None:
+        """Show where it ended."""
+        self._print(seconds, counts)
+        if self._is_terminal:
+            _say("")
+
+    def _print(self, seconds: float, counts: Counts) -> None:
+        text = (
+            f"{seconds:5.0f} s: {counts.total} requests, {counts.done} done,"
+            f" {counts.refused} refused, {counts.replayed} replayed"
+        )
+        if counts.unknown:
+            text += f", {counts.unknown} unknown"
+        with suppress(OSError):  # the terminal may be gone; the book is still to be closed
+            if self._is_terminal:
+                print(f"\r{text}\x1b[K", end="", flush=True)
+            else:
+                print(text, flush=True)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        print(text, flush=True)

@@ -1,0 +1,221 @@
+"""Modest live traffic for the demo: payments, bets, wins, rollbacks, replays and refusals.
+
+Users pay one another and bet from the same accounts. The same seed gives the same
+choices; what comes of them is the server's to say.
+"""
+
+import http.client
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from pennyweight.simulators.client import Client
+
+CURRENCY = "USD"
+CURRENCY_ID = 1
+_REMEMBERED = 50
+_ADOPTING = 32
+"""Connections that open accounts at the same time."""
+
+_BROKE = "99999999.99"
+"""Dollars that nobody here has."""
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """A request as it was sent; a replay sends it once more."""
+
+    path: str
+    body: bytes
+    key: str = ""
+
+
+class Counts(msgspec.Struct):
+    """What came of the traffic so far. `unknown` got no answer."""
+
+    done: int = 0
+    refused: int = 0
+    replayed: int = 0
+    unknown: int = 0
+
+    @property
+    def total(self) -> int:
+        """All requests."""
+        return self.done + self.refused + self.replayed + self.unknown
+
+
+class Open(msgspec.Struct, frozen=True):
+    """A bet that may still be won or rolled back."""
+
+    user: str
+    transaction_uuid: str
+    amount: int
+
+
+class Traffic:
+    """Sends one request after another over one connection."""
+
+    def __init__(self, address: tuple[str, int], users: Sequence[str], seed: int) -> None:
+        """`users` are user ids that the book knows."""
+        self.counts = Counts()
+        self.accounts: dict[str, int] = {}
+        """The payments accounts by name."""
+        self._users = list(users)
+        self._draw = random.Random(f"traffic {seed}")
+        self._address = address
+        self._connection = http.client.HTTPConnection(*address, timeout=10)
+        self._bets: deque[Open] = deque(maxlen=_REMEMBERED)
+        self._sent: deque[Sent] = deque(maxlen=_REMEMBERED)
+        shares: dict[Callable[[], None], int] = {
+            self._pay: 50,
+            self._bet: 22,
+            self._win: 12,
+            self._replay: 7,
+            self._pay_too_much: 6,
+            self._roll_back: 3,
+        }
+        self._kinds, self._weights = list(shares), list(shares.values())
+
+    def prepare(self) -> None:
+        """Open payments accounts: two of their own, and one for each user's USD account.
+
+        What a book of an earlier demo has already is taken as it is.
+        """
+        for account in ({"name": "buyer", "amount": "1000"}, {"name": "seller", "amount": 0}):
+            self._ask("POST", "/accounts", {**account, "currency_id": CURRENCY_ID})
+        adopting = [self._adoption(user) for user in self._users]
+        lanes = min(_ADOPTING, len(adopting))
+        client = Client(self._address, [iter(adopting[lane::lanes]) for lane in range(lanes)])
+        client.finish_streams()
+        client.close()
+        listed = self._ask("GET", "/accounts")[1].get("accounts", [])
+        self.accounts = {row["Name"]: row["ID"] for row in listed}
+
+    def _adoption(self, user: str) -> bytes:
+        """Return the request that opens a payments account on a user's USD account."""
+        account = {
+            "name": f"user-{user}",
+            "amount": 0,
+            "user_id": user,
+            "currency_id": CURRENCY_ID,
+        }
+        body = msgspec.json.encode(account)
+        host, port = self._address
+        return (
+            f"POST /accounts HTTP/1.1\r\nHost: {host}:{port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode() + body
+
+    def step(self) -> None:
+        """Send one request. Raises OSError when the server is gone."""
+        self._draw.choices(self._kinds, self._weights)[0]()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    # ── kinds ─────────────────────────────────────────────────────────────────────
+
+    def _pay(self) -> None:
+        self._pay_amount(f"0.{self._draw.randrange(1, 100):02d}")
+
+    def _pay_too_much(self) -> None:
+        self._pay_amount(_BROKE)
+
+    def _pay_amount(self, amount: str) -> None:
+        buyer, seller = self._draw.sample(self._users, 2)
+        body = {
+            "buyer_account_id": self.accounts[f"user-{buyer}"],
+            "seller_account_id": self.accounts[f"user-{seller}"],
+            "amount": amount,
+        }
+        self._send(Sent("/payments", msgspec.json.encode(body), self._uuid()))
+
+    def _bet(self) -> None:
+        bet = Open(
+            self._draw.choice(self._users), self._uuid(), 100 * self._draw.randrange(1, 2_000)
+        )
+        if self._play("bet", bet.user, bet.transaction_uuid, amount=bet.amount):
+            self._bets.append(bet)
+
+    def _win(self) -> None:
+        if not self._bets:
+            return self._bet()
+        bet = self._bets.popleft()
+        amount = bet.amount * self._draw.choice((0, 0, 1, 2))
+        self._play(
+            "win",
+            bet.user,
+            self._uuid(),
+            amount=amount,
+            reference_transaction_uuid=bet.transaction_uuid,
+        )
+        return None
+
+    def _roll_back(self) -> None:
+        if not self._bets:
+            return self._bet()
+        bet = self._bets.pop()
+        reference = bet.transaction_uuid
+        self._play("rollback", bet.user, self._uuid(), reference_transaction_uuid=reference)
+        return None
+
+    def _play(self, kind: str, user: str, transaction_uuid: str, **more: Any) -> bool:
+        body = {
+            "user": user,
+            "transaction_uuid": transaction_uuid,
+            "request_uuid": self._uuid(),
+            "token": "demo",
+            "round": transaction_uuid[:8],
+            "game_code": "demo_dice",
+            **more,
+        }
+        if kind != "rollback":
+            body["currency"] = CURRENCY
+        return self._send(Sent(f"/transaction/{kind}", msgspec.json.encode(body)))
+
+    def _replay(self) -> None:
+        """Ask for something once more, as a client does that lost the answer."""
+        if self._sent:
+            self._send(self._draw.choice(self._sent), is_replay=True)
+
+    # ── sending ───────────────────────────────────────────────────────────────────
+
+    def _send(self, sent: Sent, *, is_replay: bool = False) -> bool:
+        """Send and count; True if it was done."""
+        status, answer = self._ask("POST", sent.path, sent.body, sent.key)
+        is_done = status == 200 and answer.get("status", "RS_OK") == "RS_OK"
+        counts = self.counts
+        if status >= 500:
+            counts.unknown += 1
+        elif not is_done:
+            counts.refused += 1
+        elif is_replay:
+            counts.replayed += 1
+        else:
+            counts.done += 1
+            self._sent.append(sent)
+        return is_done
+
+    def _ask(
+        self, method: str, path: str, body: Any = None, key: str = ""
+    ) -> tuple[int, dict[str, Any]]:
+        """Ask, and read the document that comes back."""
+        data = body if isinstance(body, bytes | None) else msgspec.json.encode(body)
+        headers = {"content-type": "application/json"} if data else {}
+        if key:
+            headers["idempotency-key"] = key
+        try:
+            self._connection.request(method, path, data, headers)
+            answer = self._connection.getresponse()
+            text = answer.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(str(error)) from error
+        document = msgspec.json.decode(text) if text else {}
+        return answer.status, document if isinstance(document, dict) else {}
+
+    def _uuid(self) -> str:
+        text = f"{self._draw.getrandbits(128):032x}"
+        return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-8{text[17:20]}-{text[20:]}"
