@@ -26,6 +26,7 @@ def create(
 
     Example: pennyweight keys create wallet:write ledger:read --data book --note "game lobby"
     """
+    _load(data)
     try:
         token = keys.create(data, scopes, now=_now(), note=note)
     except keys.BadScope as error:

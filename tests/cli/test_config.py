@@ -1,0 +1,161 @@
+"""The configuration: file, environment, command line, and what is refused."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pennyweight.config import NAMES, Config, ConfigError, load, variable_of
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "pennyweight.toml"
+    path.write_text(
+        """
+        [cache]
+        users_max = 300
+
+        [auth]
+        open_faces = ["loans", "payments"]
+
+        [[assets]]
+        name = "JPY"
+        scale = 0
+        currency_id = 10
+        """
+    )
+    return path
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    config = load(environment={}).config
+    assert config == Config()
+    assert (config.server.host, config.server.port) == ("127.0.0.1", 8080)
+    assert config.cache.users_max == 10_000
+    assert config.payments.profile == "seed"
+
+
+def test_a_file_is_read(file: Path) -> None:
+    loaded = load(file, environment={})
+    assert loaded.config.cache.users_max == 300
+    assert loaded.config.auth.open_faces == ("loans", "payments")
+    assert loaded.config.assets[0].name == "JPY"
+    assert loaded.origins["cache.users_max"] == f"file {file}"
+    assert loaded.origins["assets"] == f"file {file}"
+    assert loaded.origins["server.port"] == "default"
+
+
+def test_the_environment_wins_over_the_file_and_the_command_line_over_both(file: Path) -> None:
+    environment = {
+        "PENNYWEIGHT_CACHE_USERS_MAX": "500",
+        "PENNYWEIGHT_SERVER_PORT": "9000",
+        "PENNYWEIGHT_CONFIG": "elsewhere",
+        "PENNYWEIGHT_TEST_DATA": "of the tests",
+        "PATH": "/bin",
+    }
+    loaded = load(file, environment=environment, overrides={"server.port": 0})
+    assert loaded.config.cache.users_max == 500
+    assert loaded.config.server.port == 0
+    assert loaded.origins["cache.users_max"] == "PENNYWEIGHT_CACHE_USERS_MAX"
+    assert loaded.origins["server.port"] == "command line"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "name", "value"),
+    [
+        ("PENNYWEIGHT_AUTH_OPEN_FACES", "loans, wallet", "auth.open_faces", ["loans", "wallet"]),
+        ("PENNYWEIGHT_AUTH_OPEN_FACES", '["loans"]', "auth.open_faces", ["loans"]),
+        ("PENNYWEIGHT_AUTH_OPEN_FACES", "", "auth.open_faces", []),
+        ("PENNYWEIGHT_WALLET_ONE_WIN_PER_BET", "True", "wallet.one_win_per_bet", True),
+        ("PENNYWEIGHT_PAYMENTS_PROFILE", "head", "payments.profile", "head"),
+        (
+            "PENNYWEIGHT_ASSETS",
+            '[{"name": "JPY", "scale": 0, "currency_id": 10}]',
+            "assets",
+            [{"name": "JPY", "scale": 0, "currency_id": 10}],
+        ),
+    ],
+)
+def test_a_variable_is_read_as_its_setting(variable: str, text: str, name: str, value: Any) -> None:
+    values = load(environment={variable: text}).values()
+    got = values[name]
+    assert (list(got) if isinstance(got, tuple) else got) == value
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"PENNYWEIGHT_CACHE_MAX": "3"}, "unknown variable PENNYWEIGHT_CACHE_MAX; known are"),
+        ({"PENNYWEIGHT_SERVER_PORT": "x"}, "PENNYWEIGHT_SERVER_PORT is 'x', not a whole number"),
+        ({"PENNYWEIGHT_SERVER_PORT": "70000"}, "server.port is 70000"),
+        ({"PENNYWEIGHT_CACHE_USERS_MAX": "127"}, "cache.users_max is below 128"),
+        ({"PENNYWEIGHT_ENGINE_BATCH_MAX": "0"}, "are at least 1"),
+        ({"PENNYWEIGHT_WALLET_IS_DISABLED": "1"}, "is '1', not true or false"),
+        ({"PENNYWEIGHT_AUTH_OPEN_FACES": "shop"}, "auth.open_faces names 'shop'; faces are"),
+        ({"PENNYWEIGHT_AUTH_OPEN_FACES": "[1"}, "not a JSON list"),
+        ({"PENNYWEIGHT_PAYMENTS_PROFILE": "tail"}, "payments.profile (PENNYWEIGHT_PAYMENTS"),
+        ({"PENNYWEIGHT_ASSETS": '[{"name": "X"}]'}, "assets[0] (PENNYWEIGHT_ASSETS): "),
+    ],
+)
+def test_a_wrong_variable_is_named(environment: dict[str, str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        load(environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("cache = 3", "unknown setting cache in file"),
+        ("[cache]\nusers = 3", "unknown setting cache.users in file"),
+        ("[shop]\nopen = 3", "unknown setting shop in file"),
+        ("[cache]\nusers_max = '3'", "cache.users_max (file"),
+        ("[cache", "is not TOML"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        load(file, environment={})
+
+
+def test_an_unknown_setting_lists_the_known_ones(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text("colour = 3")
+    with pytest.raises(ConfigError) as refused:
+        load(file, environment={})
+    assert all(name in str(refused.value) for name in NAMES)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*: No such file"):
+        load(tmp_path / "none.toml", environment={})
+
+
+def test_every_setting_has_a_variable_of_its_own() -> None:
+    assert len({variable_of(name) for name in NAMES}) == len(NAMES)
+
+
+def test_config_prints_values_and_origins(file: Path, cli: Cli) -> None:
+    ran = cli("config", "--config", file)
+    assert ran.code == 0
+    assert f"cache.users_max        = 300  # file {file}\n" in ran.out
+    shown = cli("config", "--config", file, "--json").json
+    assert shown["cache.users_max"] == {
+        "value": 300,
+        "origin": f"file {file}",
+        "variable": "PENNYWEIGHT_CACHE_USERS_MAX",
+    }
+    assert list(shown) == list(NAMES)
+
+
+def test_a_wrong_configuration_is_wrong_usage(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENNYWEIGHT_COLOUR", "red")
+    ran = cli("config")
+    assert ran.code == 2
+    assert ran.err.startswith("pennyweight: unknown variable PENNYWEIGHT_COLOUR; known are ")

@@ -1,0 +1,99 @@
+"""`pennyweight demo`: starts, its curl lines work as printed, and Ctrl-C stops it in order."""
+
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from pennyweight.simulators.server import verify
+
+DEMO = (sys.executable, "-m", "pennyweight", "demo", "--port", "0", "--users", "30")
+
+
+def curl(line):
+    words = shlex.split(line)
+    assert words[0] == "curl"
+    ran = subprocess.run(["curl", "-sS", "--fail-with-body", *words[1:]], capture_output=True)
+    assert ran.returncode == 0, ran.stderr + ran.stdout
+    return msgspec.json.decode(ran.stdout)
+
+
+def start(*words):
+    return subprocess.Popen(
+        [*DEMO, *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def read_until(process, text):
+    seen = []
+    while text not in (seen[-1] if seen else ""):
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        seen.append(line)
+    return "".join(seen)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_is_alive_until_stopped(number, tmp_path):
+    if shutil.which("curl") is None:
+        pytest.skip("not here: curl")
+    process = start("--data", tmp_path / "book", "--rate", 100)
+    try:
+        welcome = read_until(process, "Ctrl-C stops")
+        lines = [line.strip() for line in welcome.splitlines() if line.strip().startswith("curl")]
+        assert len(lines) == 3
+        assert curl(lines[0])["Amount"] == "1000"
+        assert curl(lines[1])["Amount"] == "12.5"
+        assert curl(lines[0])["Amount"] == "987.5"
+        assert curl(lines[2])["data"]
+        counted = read_until(process, "requests")
+        assert re.search(r"[1-9]\d* done", counted)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert "all as the rules say" in out
+    address = re.search(r"http://127.0.0.1:(\d+)", welcome)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(address[1]))) != 0
+    assert verify(tmp_path / "book").ok
+
+
+def test_demo_goes_on_with_the_book_of_an_earlier_one(tmp_path):
+    for _ in range(2):
+        process = start("--data", tmp_path / "book", "--seconds", 1, "--rate", 200)
+        out, err = process.communicate(timeout=90)
+        assert (process.returncode, err) == (0, "")
+    assert "0 users loaded, 30 were loaded before" in out
+    counted = re.search(r"(\d+) requests, (\d+) done, (\d+) refused, (\d+) replayed", out)
+    assert all(int(number) > 0 for number in counted.groups())
+
+
+def test_demo_removes_its_temporary_book(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    process = start("--seconds", 0.2)
+    out, err = process.communicate(timeout=90)
+    assert (process.returncode, err) == (0, "")
+    assert str(tmp_path) in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_with_a_taken_port_says_so(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = start("--port", taken.getsockname()[1], "--data", tmp_path / "book")
+        _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "did not start" in err
