@@ -453,9 +453,10 @@ class PaymentsLaw:
         try:
             for record in entry.records:
                 account = read_account(record)
-                self._accounts[account.number] = account.account
-                if account.account not in book.accounts:
+                ledger_account = book.accounts.get(account.account)
+                if ledger_account is None:
                     return f"payments account {account.number} stands for no account"
+                self._accounts[account.number] = ledger_account.id
             if entry.command == Pay.name:
                 return self._check([_payment_decoder.decode(entry.answer)], entry, book)
             if entry.command == PayBatch.name:
