@@ -5,8 +5,8 @@ rendered here and loads nothing from anywhere.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
@@ -239,32 +239,38 @@ def _content(kind: str, schema: Any, example: Any) -> dict[str, Any]:
 
 
 def routes(others: Iterable[Route]) -> list[Route]:
-    """Return `/openapi.json` and `/docs` for these routes and themselves."""
-    own = [
-        _route("/openapi.json", "The OpenAPI 3.1 description of all routes"),
-        _route("/docs", "This description as a page"),
+    """Return `/openapi.json` and `/docs` for these routes and themselves, made when first asked for."""
+    table = list(others)
+
+    @cache
+    def description() -> dict[str, Any]:
+        return describe(table)
+
+    @cache
+    def json() -> Reply:
+        return Reply(200, msgspec.json.encode(description()))
+
+    @cache
+    def page() -> Reply:
+        return Reply(200, _render(description()), _PAGE_HEADERS, "text/html; charset=utf-8")
+
+    table += [
+        _route("/openapi.json", "The OpenAPI 3.1 description of all routes", json),
+        _route("/docs", "This description as a page", page),
     ]
-    description = describe([*others, *own])
-    json = Reply(200, msgspec.json.encode(description))
-    page = Reply(200, _render(description), _PAGE_HEADERS, "text/html; charset=utf-8")
-    return [
-        msgspec.structs.replace(own[0], read=partial(_answer, json)),
-        msgspec.structs.replace(own[1], read=partial(_answer, page)),
-    ]
+    return table[-2:]
 
 
-def _answer(reply: Reply, _: Request, __: Store, ___: Standing) -> Reply:
-    return reply
+def _route(path: str, summary: str, answer: Callable[[], Reply]) -> ReadRoute:
+    def read(_: Request, __: Store, ___: Standing) -> Reply:
+        return answer()
 
-
-def _route(path: str, summary: str) -> ReadRoute:
     return ReadRoute(
         face=OPERATIONS,
         method="GET",
         path=path,
-        read=partial(_answer, Reply(200)),
+        read=read,
         documentation=Documentation(summary=summary),
-        is_instant=True,
     )
 
 

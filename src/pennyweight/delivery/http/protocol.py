@@ -39,9 +39,9 @@ class Limits:
         *,
         body_max: int,
         connections_max: int,
-        keep_alive_seconds: int,
-        receive_seconds: int,
-        stall_seconds: int = 60,
+        keep_alive_seconds: float,
+        receive_seconds: float,
+        stall_seconds: float,
     ) -> None:
         """`receive_seconds` bounds one request from its first to its last byte."""
         self.body_max = body_max
@@ -49,8 +49,8 @@ class Limits:
         self.keep_alive_seconds = keep_alive_seconds
         self.receive_seconds = receive_seconds
         self.stall_seconds = stall_seconds
-        self.now = 0
-        """Seconds since the server started, by the sweeper."""
+        self.now = 0.0
+        """The loop's time in seconds, as of the last sweep."""
 
 
 class _Exchange:
@@ -170,7 +170,7 @@ class ShortWay(HttpToolsProtocol):
         self._is_receiving = False
         self._is_in_head = False
         self._head_bytes = 0
-        self._stalled_since = -1
+        self._stalled_since = 0.0
         self._since = self.limits.now
 
     # ── the connection ────────────────────────────────────────────────────────────
@@ -201,8 +201,9 @@ class ShortWay(HttpToolsProtocol):
             return
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._close_after_answer()
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+            return
         except httptools.HttpParserError as error:
             if not self.transport.is_closing():
                 self._refuse(_unreadable(error))
@@ -221,18 +222,18 @@ class ShortWay(HttpToolsProtocol):
             cycle.keep_alive = False
 
     def sweep(self) -> None:
-        """Once a second: end connections that idle, send too slowly, or do not read."""
+        """Now and then: end connections that idle, send too slowly, or do not read."""
         limits = self.limits
         age = limits.now - self._since
-        if self.flow is not None and self.flow.write_paused:
-            if self._stalled_since < 0:
+        if self.flow.write_paused:
+            if not self._stalled_since:
                 self._stalled_since = limits.now
             elif limits.now - self._stalled_since > limits.stall_seconds:
                 self.transport.abort()
             return
-        self._stalled_since = -1
+        self._stalled_since = 0.0
         if self._is_receiving:
-            if age > limits.receive_seconds:
+            if age > limits.receive_seconds and not self.flow.read_paused:
                 self._refuse(
                     problem(408, "request_timeout", "the request took too long", headers=_CLOSE)
                 )
@@ -261,6 +262,8 @@ class ShortWay(HttpToolsProtocol):
         if len(self.headers) > HEADERS_MAX:
             self._refuse(_head_too_large())
             raise ValueError("too many headers")
+        if self.parser.should_upgrade():
+            return  # `_ignore_upgrade` begins it again
         by_method = self.hot.get(self.url)
         route = None if by_method is None else by_method.get(self.parser.get_method())
         if route is None:
@@ -287,6 +290,8 @@ class ShortWay(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """See `HttpToolsProtocol`."""
+        if self.parser.should_upgrade():
+            return
         self._is_receiving = False
         cycle: Any = self.cycle
         if cycle.__class__ is _Exchange:
@@ -392,12 +397,20 @@ class ShortWay(HttpToolsProtocol):
             )
         self.transport.close()
 
-    def _close_after_answer(self) -> None:
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete:
-            self.transport.close()
-        else:
-            cycle.keep_alive = False
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Begin the request again without its wish for another protocol.
+
+        The parser stops at such a head and would leave out the body.
+        """
+        if self.parser.get_method() == b"CONNECT":
+            self._refuse(problem(405, "method_not_allowed", "no tunnels", headers=_CLOSE))
+            return
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name not in {b"upgrade", b"connection"}:
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join([*head, b"\r\n", rest]))
 
 
 _heads: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[bytes, bool]] = {}

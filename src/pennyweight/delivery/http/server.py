@@ -42,6 +42,9 @@ FULL_COLLECTION_EVERY = 60
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where to listen, and every bound. Port 0 takes a free one.
 
+    `keep_alive_seconds` bounds how long a connection may idle, `receive_seconds` one
+    request from its first to its last byte, `stall_seconds` a client that does not read;
+    they are looked at every `sweep_seconds`.
     `is_garbage_ours` takes garbage collection into the server's own hands; for a process
     that does nothing else.
     """
@@ -51,8 +54,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     body_max: int = 1 << 20
     connections_max: int = 4_096
     backlog: int = 2_048
-    keep_alive_seconds: int = 75
-    receive_seconds: int = 20
+    keep_alive_seconds: float = 75
+    receive_seconds: float = 20
+    stall_seconds: float = 60
+    sweep_seconds: float = 1
     shutdown_seconds: int = 10
     is_garbage_ours: bool = False
 
@@ -84,6 +89,7 @@ class Server(uvicorn.Server):
             connections_max=settings.connections_max,
             keep_alive_seconds=settings.keep_alive_seconds,
             receive_seconds=settings.receive_seconds,
+            stall_seconds=settings.stall_seconds,
         )
         self._expiry = HoldExpiry(book)
         self._chores: list[asyncio.Task[None]] = []
@@ -106,7 +112,7 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 backlog=settings.backlog,
-                timeout_keep_alive=settings.keep_alive_seconds,
+                timeout_keep_alive=int(settings.keep_alive_seconds),
                 timeout_graceful_shutdown=settings.shutdown_seconds,
             )
         )
@@ -118,6 +124,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         """Start the book, listen, and say where."""
         self.book.start(asyncio.get_running_loop().call_soon_threadsafe)
+        self._limits.now = asyncio.get_running_loop().time()
         await super().startup(sockets)
         self._expiry.start()
         host, port = self.servers[0].sockets[0].getsockname()[:2]
@@ -143,9 +150,10 @@ class Server(uvicorn.Server):
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(1)
-            self._limits.now += 1
+            self._limits.now = loop.time()
+            await asyncio.sleep(self.settings.sweep_seconds)
             for connection in list(self.server_state.connections):
                 connection.sweep()  # type: ignore[union-attr]
 

@@ -1,0 +1,120 @@
+"""Every hot route through both ways of answering: the bytes must be the same."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import pytest
+
+from pennyweight.delivery.http.routes import CommandRoute
+from served import Served, all_routes, long_way, request_bytes, transfer
+
+ROUTES = all_routes()
+HOT = [route for route in ROUTES if isinstance(route, CommandRoute) and route.is_hot]
+
+
+class Pair(NamedTuple):
+    short: Served
+    long: Served
+
+    def exchange(self, request: bytes) -> bytes:
+        """Send the same bytes both ways on fresh connections, and return the one answer."""
+        answers = []
+        for served in self:
+            with served.connect() as raw:
+                raw.send(request)
+                answers.append(without_date(raw.read_all()))
+        assert answers[0] == answers[1]
+        return answers[0]
+
+
+def without_date(answer: bytes) -> bytes:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    lines = [line for line in head.split(b"\r\n") if not line.startswith(b"date: ")]
+    return b"\r\n".join(lines) + end + body
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with ExitStack() as stack:
+        both = Pair(
+            stack.enter_context(Served(ROUTES, body_max=4_096)),
+            stack.enter_context(Served(long_way(ROUTES), body_max=4_096)),
+        )
+        for served in both:
+            served.fund("1", "2")
+            assert served.post("/users", {"users": ["john12345"]}).status == 200
+            for name in ("buyer", "seller"):
+                body = {"name": name, "amount": "1000", "currency_id": 1}
+                assert served.post("/accounts", body).status == 200
+        yield both
+
+
+def closing(method: str, path: str, body: Any, **headers: str) -> bytes:
+    """A request after whose answer the server closes."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return request_bytes(method, path, content, {**headers, "Connection": "close"})
+
+
+def test_hot_routes_exist() -> None:
+    assert {"/v1/transfers", "/payments", "/transaction/bet", "/transaction/win"} <= {
+        route.path for route in HOT
+    }
+    assert all("{" not in route.path for route in HOT)
+
+
+@pytest.mark.parametrize("route", HOT, ids=lambda route: route.path)
+def test_hot_route_same_bytes(pair: Pair, route: CommandRoute) -> None:
+    example = json.dumps(route.documentation.request_example).encode()
+    variants = [
+        closing(route.method, route.path, example),
+        closing(route.method, route.path, example),
+        closing(route.method, route.path, example, **{"Idempotency-Key": "same-bytes"}),
+        closing(route.method, route.path, example, **{"Idempotency-Key": "same-bytes"}),
+        closing(route.method, route.path, b"{}", **{"Idempotency-Key": "same-bytes"}),
+        closing(route.method, route.path, example, **{"Idempotency-Key": "x" * 256}),
+        closing(route.method, route.path, example, **{"Not-After": "2001-01-01T00:00:00Z"}),
+        closing(route.method, route.path, example, **{"Not-After": "yesterday"}),
+        closing(route.method, route.path, example, Origin="http://evil.example"),
+        closing(route.method, route.path, b""),
+        closing(route.method, route.path, b"{"),
+        closing(route.method, route.path, b"[]"),
+        closing(route.method, route.path, b"null"),
+        closing(route.method, route.path, b"\xff\xfe"),
+        closing(route.method, route.path, b"[" * 4_000),
+        closing(route.method, route.path, b"x" * 4_097),
+        closing(route.method, route.path + "?a=b", example),
+        closing("PUT", route.path, example),
+        closing("GET", route.path, b""),
+        request_bytes(route.method, route.path, example, version="1.0"),
+        request_bytes(
+            route.method, route.path, example, {"Connection": "keep-alive"}, version="1.0"
+        ),
+    ]
+    statuses = {int(pair.exchange(variant)[9:12]) for variant in variants}
+    assert all(status < 500 for status in statuses)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        transfer("user:1:USD", "user:2:USD", 1.5),
+        transfer("user:1:USD", "user:2:USD", "1000"),
+        transfer("user:1:USD", "user:9:USD"),
+        transfer("user:1:USD", "user:2:USD", "1e-30"),
+        {"atomic": True, "transfers": [transfer("user:1:USD", "user:2:USD")] * 2},
+        {"atomic": False, "transfers": [transfer("user:1:USD", "user:2:USD", a) for a in (1, 999)]},
+        {"atomic": False, "transfers": [transfer("user:1:USD", "user:2:USD")]},
+        {"atomic": False, "transfers": []},
+        {"atomic": True, "transfers": []},
+    ],
+    ids=str,
+)
+def test_transfer_same_bytes(pair: Pair, body: Any) -> None:
+    pair.exchange(closing("POST", "/v1/transfers", body))
+
+
+def test_book_same_on_both(pair: Pair) -> None:
+    short, long = (served.send("GET", "/v1/entries?limit=1000").body for served in pair)
+    assert short == long
