@@ -367,11 +367,13 @@ class Draft:
 
         What the account has above its floor goes to the credit account; what is missing
         goes there too, from the account's owed account, and later credits pay it back
-        first. Refusals: those of `transfer` but insufficient_funds; account_closed is
-        for the caller to avoid.
+        first. A closed account has nothing to give: all of it is owed. Refusals: those
+        of `transfer` but insufficient_funds.
         """
         debit = self.account(debit_id)
         room = amount if debit.floor is None else debit.available - debit.floor
+        if debit.is_closed:
+            room = 0
         paid = max(0, min(amount, room))
         if paid:
             self.transfer(debit_id, credit_id, paid)
