@@ -128,6 +128,8 @@ class Overlay:
         self._cached = cache.accounts
         self._standing = standing
         self._found = found
+        self._opened: dict[str, list[str]] = {}
+        """Ids of the accounts that this batch opened, by holder."""
         self._holds: dict[int, Hold] = {}
         self._names: dict[tuple[str, str], str | None] = {}
         self._bodies_of_keys: dict[tuple[str, str], bytes] = {}
@@ -149,10 +151,12 @@ class Overlay:
         facts = self._committed.get(holder)
         if facts is None:
             raise Unloaded("holder", holder)
-        known = self._committed.accounts
-        accounts = {account_id: known[account_id] for account_id in facts.account_ids}
-        accounts.update((a.id, a) for a in self.accounts.values() if a.holder == holder)
-        return sorted(accounts.values(), key=lambda account: account.number)
+        changed, known = self.accounts, self._cached
+        accounts = [
+            changed.get(account_id) or known[account_id]
+            for account_id in (*facts.account_ids, *self._opened.get(holder, ()))
+        ]
+        return sorted(accounts, key=lambda account: account.number)
 
     def hold(self, hold_id: int) -> Hold | None:
         """See `Facts`."""
@@ -246,6 +250,8 @@ class Overlay:
     def merge(self, draft: Draft, product: str, key: str, body: bytes) -> None:
         """Take a sealed draft's changes over; the next draft stands on them."""
         self.accounts.update(draft.changed_accounts)
+        for opening in draft.openings:
+            self._opened.setdefault(opening.holder, []).append(opening.id)
         if draft.changed_holds:
             self._holds.update(draft.changed_holds)
         for record in draft.records:
