@@ -1,11 +1,15 @@
 """Random bets, wins and rollbacks against the dumbest model: a dict of ints per user."""
 
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pennyweight import wallet
+from pennyweight.assemble import answers, invariants
+from pennyweight.engine.verification import verify
 from scenarios import check_invariants
 from wallets import FacadeWay, bet_of, rollback_of, win_of
 
@@ -13,7 +17,7 @@ USERS = ("ann", "bob")
 GRANT = 100_000
 OK, UNKNOWN = "RS_OK", "RS_ERROR_UNKNOWN"
 MISSING = "RS_ERROR_TRANSACTION_DOES_NOT_EXIST"
-UUIDS = [f"00000000-0000-0000-0000-{number:012d}" for number in range(9)]
+UUIDS = [f"00000000-0000-0000-0000-{number:012d}" for number in range(100)]
 
 
 @dataclass
@@ -107,12 +111,14 @@ class Model:
         self.balances[user] += amount - paid
 
 
+KINDS = ["bet", "bet", "win", "rollback"]
+AMOUNTS = [0, 1, 70_000, 100_000]
 STEPS = st.tuples(
-    st.sampled_from(["bet", "bet", "win", "rollback"]),
+    st.sampled_from(KINDS),
     st.sampled_from(["ann", "ann", "bob"]),
     st.integers(0, 8),
     st.integers(0, 8),
-    st.sampled_from([0, 1, 70_000, 100_000]),
+    st.sampled_from(AMOUNTS),
     st.booleans(),
 )
 
@@ -153,3 +159,25 @@ def test_wallet_agrees_with_model(steps):
             account = way.book.store.account(f"user:{user}:USD")
             assert account is not None
             assert account.owed == model.owed[user] * 10**13
+
+
+def test_durable_wallet_agrees_with_model(tmp_path):
+    """The same on disk, through five restarts; then the book proves itself."""
+    draw, model = random.Random(11), Model()
+    for _ in range(5):
+        with wallet.start(tmp_path) as server:
+            wallet.create_users(server, USERS)
+            for _ in range(80):
+                step = (
+                    draw.choice(KINDS),
+                    draw.choice(USERS),
+                    draw.randrange(100),
+                    draw.randrange(100),
+                    draw.choice(AMOUNTS),
+                    draw.random() < 0.3,
+                )
+                answer = getattr(server, step[0])(body_for(*step))
+                assert (answer["status"], answer.get("balance")) == model.step(*step), step
+            check_invariants(server._book.store)
+            proof = verify(server._book.store, answers=answers(), invariants=invariants())
+            assert proof.ok, proof.problems

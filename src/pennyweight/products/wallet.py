@@ -9,17 +9,18 @@ A plain bet is an entry and nothing else. What happens to it later is a record o
 (`wallet.bet`), made at its first win or its rollback.
 """
 
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import NoReturn, Protocol
 
 import msgspec
 
-from pennyweight.ledger.accounts import HOUSE, Account, user_holder
-from pennyweight.ledger.assets import SCALE_MAX
+from pennyweight.ledger.accounts import HOUSE, Account, asset_of, owed_account, user_holder
+from pennyweight.ledger.assets import SCALE_MAX, Asset
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft, Facts
 from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.records import Record
-from pennyweight.ledger.refusals import Reason, refuse
+from pennyweight.ledger.refusals import Reason, Refused, refuse
 
 PRODUCT = "wallet"
 BET = "wallet.bet"
@@ -386,6 +387,69 @@ def in_wallet_units(units: int, scale: int) -> int:
     if scale >= _DECIMALS:
         return units // _POWERS[scale - _DECIMALS]
     return units * _POWERS[_DECIMALS - scale]
+
+
+# ── proof ─────────────────────────────────────────────────────────────────────────
+
+
+class Book(Protocol):
+    """What the law looks at of a book that is rebuilt from its journal."""
+
+    accounts: dict[str, Account]
+    assets: dict[str, Asset]
+
+
+class WalletLaw:
+    """Every bet and win moved its amount, a rollback went the right way, answers are the balance."""
+
+    def entry(self, entry: Entry, book: Book) -> str | None:
+        """Return what is wrong with an entry, or None."""
+        if entry.product != PRODUCT or entry.command not in {Bet.name, Win.name, Rollback.name}:
+            return None
+        try:
+            user = user_holder(msgspec.json.decode(entry.fields, type=_Whose).user)
+            answer = msgspec.json.decode(entry.answer, type=WalletAnswer)
+            account = book.accounts.get(f"{user}:{answer.currency}")
+            if account is None:
+                return f"it answers for {user} in {answer.currency}, which is not there"
+            scale = book.assets[account.asset].scale
+            if answer.balance != in_wallet_units(account.available, scale):
+                return f"it answers a balance of {answer.balance}, which {account.id} had not"
+            return _misplaced(entry, account.id, scale)
+        except (msgspec.DecodeError, Refused) as error:
+            return f"an entry of the wallet cannot be read: {error}"
+
+    def end(self, book: Book) -> Iterable[tuple[int, str]]:  # noqa: ARG002
+        """Nothing can only be said of the book as a whole."""
+        return ()
+
+
+class _Whose(msgspec.Struct, gc=False):
+    user: str
+
+
+def _misplaced(entry: Entry, account_id: str, scale: int) -> str | None:
+    """Say what is wrong with the transfers of a bet, win or rollback, but for those to what is owed."""
+    stakes = f"{STAKES}:{asset_of(account_id)}"
+    made = [
+        (transfer.debit_account, transfer.credit_account, transfer.amount)
+        for transfer in entry.transfers
+        if not transfer.credit_account.startswith("owed:")
+    ]
+    if entry.command == Rollback.name:
+        ways = [(debit, credit) for debit, credit, _ in made]
+        owed = owed_account(account_id)
+        is_right = ways in ([], [(stakes, account_id)]) or (
+            ways == sorted(set(ways), reverse=True)
+            and set(ways) <= {(account_id, stakes), (owed, stakes)}
+        )
+        return None if is_right else f"the rollback moves money along {ways}"
+    stake = msgspec.json.decode(entry.fields, type=Stake)
+    units = stake.amount * 10 ** max(0, scale - _DECIMALS) // 10 ** max(0, _DECIMALS - scale)
+    way = (account_id, stakes) if entry.command == Bet.name else (stakes, account_id)
+    if made != ([(*way, units)] if units else []):
+        return f"the {entry.command} of {stake.amount} is not the transfers {made}"
+    return None
 
 
 # ── inside ────────────────────────────────────────────────────────────────────────
