@@ -142,4 +142,4 @@ def answers() -> Answers:
 
 def invariants() -> list[Invariant]:
     """Return the products' own laws."""
-    return [payments.PaymentsLaw()]
+    return [payments.PaymentsLaw(), wallet.WalletLaw()]
