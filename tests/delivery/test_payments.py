@@ -614,13 +614,17 @@ def test_complete_list_of_payments_streams(crowd: Client):
     assert [payment["ID"] for payment in listed] == list(range(1, 1203))
 
 
-def test_complete_lists_end_where_the_book_stood(crowd: Client):
-    payments_reply, accounts_reply = crowd.send("GET", "/payments"), crowd.send("GET", "/accounts")
+def test_complete_lists_show_the_book_as_it_stood(crowd: Client):
+    crowd.open("brief", "0", 1)
+    before = [content(crowd.send("GET", path)) for path in ("/accounts", "/payments")]
+    replies = [crowd.send("GET", path) for path in ("/accounts", "/payments")]
     crowd.open("late", "0")
-    crowd.pay(1, 2, "0.5")
-    listed = json.loads(content(payments_reply))["payments"]
-    assert listed[-1]["ID"] == 1202
-    assert json.loads(content(accounts_reply))["accounts"][-1]["Name"] == "n1202"
+    for buyer, seller in ((1, 1203), (1202, 1), (1200, 1201), (1200, 2), (1203, 1200)):
+        assert crowd.pay(buyer, seller, "0.5").startswith("200 ")
+    assert crowd.text("DELETE", "/account/1204") == "200 {}"
+    assert crowd.text("DELETE", "/account/1201") == "200 {}"
+    assert [content(reply) for reply in replies] == before
+    assert [content(crowd.send("GET", path)) for path in ("/accounts", "/payments")] != before
 
 
 def test_list_of_deleted_accounts_only_is_empty(client: Client):

@@ -365,7 +365,7 @@ def test_delete_and_name_again_in_one_batch():
     assert record.id == record_id(2)
     deleted = stage.store.record(ACCOUNT, record_id(1))
     assert deleted is not None
-    assert read_account(deleted).is_deleted
+    assert read_account(deleted).deleted_in == stage.store.head().sequence - 1
     assert deleted.holder == holder_of_number(1)
 
 

@@ -45,8 +45,8 @@ _NAME = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{NAME_LENGTH_MAX}}}")
 class PaymentsAccount(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A payments account as its record keeps it; `account` is the ledger account it stands for.
 
-    `user_id` is there if that account is a user's. A deleted one keeps its record, so that
-    its history stays, but not its name.
+    `user_id` is there if that account is a user's. A deleted one keeps its record, with the
+    sequence of the entry that deleted it, so that its history stays; but not its name.
     """
 
     number: int
@@ -55,7 +55,7 @@ class PaymentsAccount(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     asset: str
     account: str
     user_id: str | None = None
-    is_deleted: bool = False
+    deleted_in: int | None = None
 
 
 class AccountAnswer(msgspec.Struct, frozen=True, gc=False):
@@ -193,7 +193,7 @@ class DeletePaymentsAccount(Command, frozen=True):
         record, account = _find(draft, self.account_id)
         if account.user_id is None and not draft.account(account.account).is_closed:
             draft.close_account(account.account)
-        _put(draft, msgspec.structs.replace(account, is_deleted=True), before=record)
+        _put(draft, msgspec.structs.replace(account, deleted_in=draft.sequence), before=record)
         return AccountAnswer(self.account_id)
 
 
@@ -310,9 +310,11 @@ def name_label(name: str) -> str:
 
 def _put(draft: Draft, account: PaymentsAccount, *, before: Record | None) -> None:
     """Write an account's record, with its unique names while it is not deleted."""
-    names = [] if account.is_deleted else [name_label(account.name)]
-    if account.user_id is not None and not account.is_deleted:
-        names.append(_link_label(account.user_id, account.currency_id))
+    names = []
+    if account.deleted_in is None:
+        names.append(name_label(account.name))
+        if account.user_id is not None:
+            names.append(_link_label(account.user_id, account.currency_id))
     draft.put_record(
         ACCOUNT,
         record_id(account.number),
@@ -348,7 +350,7 @@ def _find(draft: Draft, number: int) -> tuple[Record, PaymentsAccount]:
     """Return an account that is not deleted, and its record. Refusal: account_not_found."""
     record = draft.record(ACCOUNT, record_id(number), holder=holder_of_number(number))
     account = None if record is None else read_account(record)
-    if record is None or account is None or account.is_deleted:
+    if record is None or account is None or account.deleted_in is not None:
         refuse(Reason.ACCOUNT_NOT_FOUND, f"there is no account {number}", account_id=number)
     return record, account
 

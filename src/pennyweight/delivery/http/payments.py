@@ -3,7 +3,7 @@
 Two profiles differ in the casing of what goes out: `seed` (the text that this face comes
 from) and `head` (that service's latest version). What comes in may have either casing.
 Errors have the service's own shape, `{"error": …}`; those that it never knew carry a
-stable `code` too. The complete lists stream, page by page, and end where the book stood
+stable `code` too. The complete lists stream, page by page, and show the book as it stood
 when they were asked for.
 """
 
@@ -59,9 +59,9 @@ from pennyweight.delivery.http.wire import (
 )
 from pennyweight.engine.engine import Submission
 from pennyweight.engine.overlay import Standing
-from pennyweight.engine.port import Store
+from pennyweight.engine.port import Head, Store
 from pennyweight.engine.receipts import Outcome, Receipt, Refusal
-from pennyweight.engine.statements import StatementLine, statement
+from pennyweight.engine.statements import StatementLine, balance_as_of, statement
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.assets import Asset
 from pennyweight.ledger.commands import Command
@@ -111,16 +111,21 @@ def _is_descending(request: Request) -> bool:
     return order == "desc"
 
 
-def _show_account(account: PaymentsAccount, store: Store, standing: Standing) -> AccountShown:
-    """Show an account with its balance as committed."""
-    balance = _ledger_account(account, store).available
+def _show_account(
+    account: PaymentsAccount, store: Store, standing: Standing, as_of: Head | None = None
+) -> AccountShown:
+    """Show an account with its balance as committed, or as it was when the book stood so."""
+    ledger_account = _ledger_account(account, store)
+    available = ledger_account.available
+    if as_of is not None and ledger_account.version > as_of.sequence:
+        available = balance_as_of(store, ledger_account, committed=as_of.committed_at).available
     scale = _asset(account.asset, store, standing).scale
     return AccountShown(
         account.number,
         account.name,
         account.currency_id,
         account.asset,
-        format_amount(balance, scale),
+        format_amount(available, scale),
     )
 
 
@@ -174,15 +179,19 @@ def _show_line(line: StatementLine, scale: int) -> HistoryLine:
 
 
 def _account_pages(store: Store, standing: Standing) -> Iterator[bytes]:
-    """Yield the accounts in order of their numbers, comma between, no page empty."""
-    last = record_id(store.head().counters.get(ACCOUNT, 0))
+    """Yield the accounts in order of their numbers, comma between, no page empty.
+
+    All as of one moment: what was changed since the list was asked for is looked up as it was.
+    """
+    head = store.head()
+    last = record_id(head.counters.get(ACCOUNT, 0))
     after = ""
     while page := store.records(ACCOUNT, after=after, limit=_PAGE):
         accounts = [read_account(record) for record in page if record.id <= last]
         shown = [
-            encode(_show_account(account, store, standing))
+            encode(_show_account(account, store, standing, head))
             for account in accounts
-            if not account.is_deleted
+            if account.deleted_in is None or account.deleted_in > head.sequence
         ]
         if shown:
             yield b",".join(shown)
@@ -407,7 +416,7 @@ class PaymentsFace:
         """Return the account that the path names. Raises BadRequest."""
         record = store.record(ACCOUNT, record_id(_number_in_path(request)))
         account = None if record is None else read_account(record)
-        if account is None or (account.is_deleted and not is_deleted_too):
+        if account is None or (account.deleted_in is not None and not is_deleted_too):
             raise BadRequest("account_not_found", "Account not found", status=404)
         return account
 
@@ -498,7 +507,7 @@ def _account_routes(face: PaymentsFace) -> list[Route]:
             read=face.list_accounts,
             documentation=Documentation(
                 summary="List all accounts, by number",
-                description="The complete list, streamed when it is long; `{}` if there are none.",
+                description="The complete list as of one moment, streamed when long; `{}` if there are none.",
                 answer=list_answer(names["accounts"], AccountShown, "Accounts"),
                 answer_example={names["accounts"]: [_BUYER, _SELLER]},
             ),
@@ -592,7 +601,7 @@ def _payment_routes(face: PaymentsFace) -> list[Route]:
             read=face.list_payments,
             documentation=Documentation(
                 summary="List all payments, by time",
-                description="The complete list, streamed when it is long; `{}` if there are none.",
+                description="The complete list as of one moment, streamed when long; `{}` if there are none.",
                 answer=list_answer(names["payments"], face.listed, "ListedPayments"),
                 answer_example={names["payments"]: [listed]},
             ),
