@@ -160,6 +160,18 @@ def test_bet_on_closed_account():
     )
 
 
+def test_bet_on_credit():
+    play(
+        """
+        given
+            user:ann:USD        0 floor -0.5
+        when
+            [b1] wallet.bet ann 50000 USD g none b1         -> done balance=-50000
+            [b2] wallet.bet ann 1 USD g none b2             -> insufficient_funds balance=-50000
+        """
+    )
+
+
 def test_duplicate_gets_first_answer_whatever_changed():
     play(
         ANN_WITH_BET
@@ -355,6 +367,56 @@ def test_rollback_shows_first_currency_where_nothing_came():
     )
 
 
+def test_rollback_shows_usd_if_open_else_first_open():
+    play(
+        """
+        given
+            user:ann:BTC        2
+            user:ann:USD
+            user:ann:EUR        3
+        when
+            [r1] wallet.rollback ann g none b1              -> done balance=0 currency=USD
+            close_account user:ann:USD                      -> done
+            [r2] wallet.rollback ann g none b1              -> done balance=200000 currency=BTC
+            transfer user:ann:BTC world:BTC BTC 2           -> done
+            close_account user:ann:BTC                      -> done
+            [r3] wallet.rollback ann g none b1              -> done balance=300000 currency=EUR
+            transfer user:ann:EUR world:EUR EUR 3           -> done
+            close_account user:ann:EUR                      -> done
+            [r4] wallet.rollback ann g none b1              -> done balance=0 currency=BTC
+        """
+    )
+
+
+def test_rollback_of_unknown_user_and_with_other_fields():
+    play(
+        ANN_WITH_BET
+        + """
+            [r1] wallet.rollback nobody g none b1           -> user_not_found
+            [r1] wallet.rollback ann g none b1              -> done
+            [r1] wallet.rollback ann h none b1              -> key_reused field=game
+            [r1] wallet.rollback ann g r b1                 -> key_reused field=round
+        """
+    )
+
+
+def test_rollback_of_bet_waits_for_all_its_wins():
+    play(
+        ANN_WITH_BET
+        + """
+            [w1] wallet.win ann 1 USD g none b1 w1          -> done
+            [w2] wallet.win ann 2 USD g none b1 w2          -> done
+            [w3] wallet.win ann 3 USD g none b1 w3          -> done
+            [r1] wallet.rollback ann g none b1              -> transaction_has_win wins=3
+            [r2] wallet.rollback ann g none w2              -> done
+            [r1] wallet.rollback ann g none b1              -> transaction_has_win wins=2
+            [r3] wallet.rollback ann g none w1              -> done
+            [r4] wallet.rollback ann g none w3              -> done
+            [r1] wallet.rollback ann g none b1              -> done balance=100000
+        """
+    )
+
+
 def test_rollback_of_bet_with_win():
     play(
         ANN_WITH_BET
@@ -456,6 +518,7 @@ def test_locked_user_may_not_bet_but_is_paid():
             [w1] wallet.win ann 1 USD g none b1 w1          -> done balance=90001
             [r1] wallet.rollback ann g none w1              -> done balance=90000
             [r2] wallet.rollback ann g none b9              -> done
+            [b3] wallet.bet ann 1 USD g none b3             -> user_disabled
             wallet.lock_user ann false                      -> done
             [b2] wallet.bet ann 1 USD g none b2             -> done balance=89999
             [b9] wallet.bet ann 1 USD g none b9             -> transaction_rolled_back

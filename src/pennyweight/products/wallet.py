@@ -375,11 +375,13 @@ class Rollback(Command, frozen=True):
 
 
 def shown_account(accounts: list[Account]) -> Account:
-    """Return which of a user's accounts a balance without a currency means: USD, else the first."""
-    for account in accounts:
-        if account.asset == CURRENCY and not account.is_closed:
-            return account
-    return accounts[0]
+    """Return which of a user's accounts a balance without a currency means.
+
+    The one in USD, else the first that is open, else the first.
+    """
+    is_open = [account for account in accounts if not account.is_closed]
+    in_usd = [account for account in is_open if account.asset == CURRENCY]
+    return (in_usd or is_open or accounts)[0]
 
 
 def in_wallet_units(units: int, scale: int) -> int:
