@@ -521,6 +521,16 @@ def test_currencies(client: Client):
     assert client.pay(3, 4, "0.001").startswith("200 ")
 
 
+def test_asset_registered_after_the_request_began(client: Client):
+    route = next(route for route in client.routes if route.path == "/account/{id}")
+    assert isinstance(route, ReadRoute)
+    standing = client.book.engine.standing
+    client.book.execute(RegisterAsset("XAU", 3, 79))
+    client.open("gold", "0.001", 79)
+    reply = route.read(Request("GET", "/account/3", params={"id": "3"}), client.store, standing)
+    assert json.loads(reply.body)["Amount"] == "0.001"
+
+
 # ── keys and deadlines ────────────────────────────────────────────────────────────
 
 

@@ -125,8 +125,25 @@ def test_page_over_a_server_and_after_a_restart(tmp_path: Path):
     assert verified(book)["ok"]
 
 
+def _sums(accounts: str) -> dict[str, int]:
+    """Add up the balances of a list of accounts, by currency, in units of 1e-15."""
+    sums: dict[str, int] = {}
+    for account in json.loads(accounts)["accounts"]:
+        whole, _, fraction = account["Amount"].partition(".")
+        name = account["CurrencyName"]
+        sums[name] = sums.get(name, 0) + int(whole + fraction.ljust(15, "0"))
+    return sums
+
+
 def _stress(folder: Path, threads: int, payments: int) -> None:
-    """Random payments over 99 accounts on many connections, each payment sent twice."""
+    """Random payments over 99 accounts on many connections, each payment sent twice.
+
+    The lists that are read meanwhile must add up every time, not only in the end.
+    """
+    opened = {
+        name: count * 1_000 * 10**15
+        for name, count in (("RUB", 25), ("BTC", 25), ("ETC", 25), ("USD", 24))
+    }
     with serving(folder) as address, connected(address) as ask:
         for number in range(1, 100):
             body = {"name": f"n{number}", "amount": "1000", "currency_id": 1 + number % 4}
@@ -151,23 +168,17 @@ def _stress(folder: Path, threads: int, payments: int) -> None:
             return replies
 
         with ThreadPoolExecutor(threads) as pool:
-            replies = [reply for part in pool.map(pay, range(threads)) for reply in part]
-        accounts = json.loads(ask("GET", "/accounts")[1])["accounts"]
+            paying = [pool.submit(pay, seed) for seed in range(threads)]
+            while not all(future.done() for future in paying):
+                assert _sums(ask("GET", "/accounts")[1]) == opened
+            replies = [reply for future in paying for reply in future.result()]
+        assert _sums(ask("GET", "/accounts")[1]) == opened
         listed = json.loads(ask("GET", "/payments")[1])["payments"]
 
     paid = sorted(json.loads(reply)["ID"] for status, reply in replies if status == 200)
     assert [payment["ID"] for payment in listed] == list(range(1, len(listed) + 1))
     assert set(paid) <= set(range(1, len(listed) + 1))
     assert {status for status, _ in replies} == {200, 400}
-    sums: dict[str, int] = {}
-    for account in accounts:
-        whole, _, fraction = account["Amount"].partition(".")
-        name = account["CurrencyName"]
-        sums[name] = sums.get(name, 0) + int(whole + fraction.ljust(15, "0"))
-    assert sums == {
-        name: count * 1_000 * 10**15
-        for name, count in (("RUB", 25), ("BTC", 25), ("ETC", 25), ("USD", 24))
-    }
     assert verified(folder)["ok"]
 
 

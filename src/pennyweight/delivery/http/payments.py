@@ -60,7 +60,7 @@ from pennyweight.delivery.http.wire import (
 from pennyweight.engine.engine import Submission
 from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import Head, Store
-from pennyweight.engine.receipts import Outcome, Receipt, Refusal
+from pennyweight.engine.receipts import Failure, Outcome, Receipt, Refusal, Unknown
 from pennyweight.engine.statements import StatementLine, balance_as_of, statement
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.assets import Asset
@@ -426,12 +426,10 @@ class PaymentsFace:
             return self._refused(Refusal(error.reason, error.message, error.figures))
         return self._error(error.status, error.detail)
 
-    def _error_of(self, outcome: Outcome, request: Request) -> Reply:
+    def _error_of(self, outcome: Refusal | Failure | Unknown, request: Request) -> Reply:
         """Return an outcome that is no receipt."""
         if isinstance(outcome, Refusal):
             return self._refused(outcome)
-        if isinstance(outcome, Receipt):
-            raise TypeError("a receipt is no error")
         problem = outcome_problem(outcome, request)
         detail = problem.detail
         if problem.correlation_id:
