@@ -12,6 +12,7 @@ from pennyweight.engine.engine import Submission
 from pennyweight.engine.port import Append, Head, StoreFailed
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
+from pennyweight.products.general import RegisterAsset
 from pennyweight.runtime.clock import ClockGuard
 from pennyweight.stores.memory import MemoryStore
 from served import START, Served, all_routes, request_bytes, transfer
@@ -151,7 +152,7 @@ def broken_routes() -> list[Route]:
         *all_routes(),
         route("/parse", fail, fail),
         route("/parse-long", fail, fail, is_hot=False),
-        route("/render", submit, render),
+        route("/render", lambda *_: Submission(RegisterAsset("USD", 18, 1)), render),
         route("/rule", submit, transfers.render),
         route("/rule-long", submit, transfers.render, is_hot=False),
         ReadRoute(
