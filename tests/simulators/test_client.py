@@ -1,17 +1,9 @@
-import importlib.util
 import itertools
-from pathlib import Path
 
 import pytest
 
 from pennyweight.simulators.client import Client, answer_size
-
-_spec = importlib.util.spec_from_file_location(
-    "tiny_server", Path(__file__).with_name("tiny_server.py")
-)
-_tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiny)
-tiny_server, reply, request = _tiny.tiny_server, _tiny.reply, _tiny.request
+from tiny_server import reply, request, tiny_server
 
 
 def bodies(count=None):

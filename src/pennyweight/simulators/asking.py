@@ -8,6 +8,7 @@ import msgspec
 
 _BATCH_METRIC = re.compile(rb"^(\w*batch\w*)_(sum|count)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 _VERIFY_SECONDS_MAX = 3_600
+_VERIFY_PAUSE_SECONDS = 0.1
 
 
 class Asker:
@@ -48,9 +49,9 @@ class Asker:
         while status < 400 and time.monotonic() < until:
             status, body = self.ask("GET", "/v1/verify")
             document = msgspec.json.decode(body) if status == 200 else {}
-            if document.get("ok") is not None:
-                return bool(document["ok"])
-            time.sleep(0.5)
+            if document.get("state") != "running":
+                return bool((document.get("report") or {}).get("ok"))
+            time.sleep(_VERIFY_PAUSE_SECONDS)
         return False
 
 

@@ -62,7 +62,10 @@ def bench(
         Path | None, Parameter(help="Where the temporary book goes: the disk to measure.")
     ] = None,
     json: Annotated[
-        Path | None, Parameter(help="Write the figures to this file too; - is stdout.")
+        Path | None,
+        Parameter(
+            help="Write the figures to this file too; - is stdout.", allow_leading_hyphen=True
+        ),
     ] = None,
 ) -> int:
     """Measure how fast money moves, durably, and verify the book afterwards.

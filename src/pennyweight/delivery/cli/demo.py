@@ -172,7 +172,7 @@ class _Counter:
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
         self._every = _TERMINAL_SECONDS if self._is_terminal else _LINE_SECONDS
-        self._next = self._every
+        self._next = min(1.0, self._every)
 
     def show(self, seconds: float, counts: Counts) -> None:
         """Show where the traffic stands, not too often."""

@@ -20,7 +20,7 @@ def users(
     count: Annotated[int, Parameter(help="How many, with ids from 100.")] = 900,
     seed: Annotated[int, Parameter(help="The same seed gives the same users.")] = 1,
     output: Annotated[
-        Path, Parameter(name=["--output", "-o"], help="The file to write; - is stdout.")
+        Path, Parameter(help="The file to write; - is stdout.", allow_leading_hyphen=True)
     ] = Path("-"),
     line_end: Annotated[
         Literal["cr", "lf", "crlf"],
