@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,29 +19,9 @@ import pytest
 from crash.client import USERS, post
 from pennyweight.ledger.entries import decode_entry
 from pennyweight.stores.sqlite import SQLiteStore
+from served_process import serving
 
 CLIENT = Path(__file__).with_name("client.py")
-
-
-@contextmanager
-def serving(folder):
-    """A server on a free port; whoever leaves kills it, if it still lives."""
-    with (folder / "log").open("ab") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "pennyweight", "serve", "--data", str(folder), "--port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    try:
-        ready = server.stdout.readline()
-        assert ready.startswith("ready http://"), (folder / "log").read_text()
-        server.address = ready.split()[1]
-        yield server
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
 
 
 def connect(server):
