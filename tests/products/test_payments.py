@@ -2,6 +2,7 @@
 
 import random
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +22,7 @@ from pennyweight.products.payments import (
     read_account,
     record_id,
 )
+from pennyweight.stores.sqlite import SQLiteStore
 from scenarios import Stage, check_invariants, play, snapshot
 
 TWO_ACCOUNTS = """
@@ -350,8 +352,10 @@ def test_delete_of_own_account():
     )
 
 
-def test_delete_and_name_again_in_one_batch():
-    stage = play(
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_delete_and_name_again_in_one_batch(kind: str, tmp_path: Path):
+    store = SQLiteStore.open(tmp_path, new_incarnation="first") if kind == "sqlite" else None
+    stage = Stage(store).play(
         """
         when
             payments.open_payments_account a 0 1            -> done id=1
@@ -367,6 +371,7 @@ def test_delete_and_name_again_in_one_batch():
     assert deleted is not None
     assert read_account(deleted).deleted_in == stage.store.head().sequence - 1
     assert deleted.holder == holder_of_number(1)
+    stage.store.close()
 
 
 def test_delete_of_account_that_the_ledger_closed():

@@ -108,7 +108,8 @@ class OpenPaymentsAccount(Command, frozen=True):
     def reads(self, wanted: Wanted) -> None:
         """The currency, both unique names, the holders, and the outside world."""
         wanted.name(_ASSET, f"id:{self.currency_id}")
-        wanted.name(ACCOUNT, name_label(self.account_name))
+        if _is_name(self.account_name):
+            wanted.name(ACCOUNT, name_label(self.account_name))
         wanted.next_holder(ACCOUNT, "account")
         wanted.holder(WORLD)
         if self.user_id is not None:
@@ -120,7 +121,7 @@ class OpenPaymentsAccount(Command, frozen=True):
         asset = _currency(draft, self.currency_id)
         _check_digits(self.amount)
         units = to_units(self.amount, asset.scale)
-        if _NAME.fullmatch(self.account_name) is None:
+        if not _is_name(self.account_name):
             refuse(
                 Reason.NAME_INVALID,
                 f"a name has 1 to {NAME_LENGTH_MAX} characters and no control characters",
@@ -306,6 +307,11 @@ def record_id(number: int) -> str:
 def name_label(name: str) -> str:
     """Return the unique name of the record that carries an account's name."""
     return f"name:{name}"
+
+
+def _is_name(text: str) -> bool:
+    """Whether an account can be named so; only then a store may be asked for the name."""
+    return _NAME.fullmatch(text) is not None
 
 
 def _put(draft: Draft, account: PaymentsAccount, *, before: Record | None) -> None:
