@@ -88,6 +88,11 @@ class Stake(msgspec.Struct, frozen=True, gc=False):
     reference: str = ""
 
 
+_stakes_of = msgspec.json.Decoder(Stake)
+_bet_states = msgspec.json.Decoder(BetState)
+_user_states = msgspec.json.Decoder(UserState)
+
+
 # ── users ─────────────────────────────────────────────────────────────────────────
 
 
@@ -205,7 +210,7 @@ class Bet(Command, frozen=True):
 
     def _check_user_and_session(self, record: Record | None) -> None:
         """Refusals: user_disabled, session_unknown, session_expired, game_unknown."""
-        if record is not None and record.read(UserState).is_disabled:
+        if record is not None and _user_states.decode(record.body).is_disabled:
             refuse(Reason.USER_DISABLED, "the user is locked out of new bets")
         barred = _SESSION_BARS.get(self.bar)
         if barred is not None:
@@ -213,7 +218,7 @@ class Bet(Command, frozen=True):
 
     def _check_tombstone(self, draft: Draft, record: Record) -> None:
         """Refusal: transaction_rolled_back for a bet that comes after its rollback."""
-        if record.read(UserState).has_tombstones and draft.record(
+        if _user_states.decode(record.body).has_tombstones and draft.record(
             TOMBSTONE, f"{self.transaction}/{self.user}"
         ):
             refuse(Reason.TRANSACTION_ROLLED_BACK, "the bet was rolled back before it came")
@@ -446,7 +451,7 @@ def _misplaced(entry: Entry, account_id: str, scale: int) -> str | None:
             and set(ways) <= {(account_id, stakes), (owed, stakes)}
         )
         return None if is_right else f"the rollback moves money along {ways}"
-    stake = msgspec.json.decode(entry.fields, type=Stake)
+    stake = _stakes_of.decode(entry.fields)
     units = stake.amount * 10 ** max(0, scale - _DECIMALS) // 10 ** max(0, _DECIMALS - scale)
     way = (account_id, stakes) if entry.command == Bet.name else (stakes, account_id)
     if made != ([(*way, units)] if units else []):
@@ -510,7 +515,7 @@ def _stake(entry: Entry | None, command: str, user: str) -> Stake:
     """Return a user's bet or win from its entry. Refusal: transaction_not_found."""
     if entry is None or entry.command != command or command not in {Bet.name, Win.name}:
         refuse(Reason.TRANSACTION_NOT_FOUND, f"there is no such {command}")
-    stake = msgspec.json.decode(entry.fields, type=Stake)
+    stake = _stakes_of.decode(entry.fields)
     if stake.user != user:
         refuse(Reason.TRANSACTION_NOT_FOUND, f"there is no such {command} of this user")
     return stake
@@ -519,13 +524,13 @@ def _stake(entry: Entry | None, command: str, user: str) -> Stake:
 def _bet_state(draft: Draft, bet: str) -> tuple[Record | None, BetState]:
     """Return what became of a bet, with its record if it has one."""
     record = draft.record(BET, bet)
-    return record, BetState() if record is None else record.read(BetState)
+    return record, BetState() if record is None else _bet_states.decode(record.body)
 
 
 def _user_state(draft: Draft, user: str, holder: str) -> tuple[Record | None, UserState]:
     """Return what the wallet remembers of a user, with the record if there is one."""
     record = draft.record(USER, user, holder=holder)
-    return record, UserState() if record is None else record.read(UserState)
+    return record, UserState() if record is None else _user_states.decode(record.body)
 
 
 def _answer(draft: Draft, account_id: str, echo: str) -> WalletAnswer:
