@@ -23,6 +23,7 @@ REQUIRED = {
     "win": (*OF_BETS, "reference_transaction_uuid"),
     "rollback": (*OF_BETS[:5], "reference_transaction_uuid"),
 }
+UUID = "16d2dcfe-b89e-11e7-854a-58404eea6d16"
 OPTIONAL_TEXT = (
     "round",
     "supplier_transaction_id",
@@ -169,8 +170,7 @@ def test_amount_that_is_none(way, name, amount):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "x", fresh_uuid() + "\n", fresh_uuid()[:-1], fresh_uuid().replace("-", ""), "é" * 36],
+    "text", ["", "x", UUID + "\n", UUID[:-1], UUID.replace("-", ""), "é" * 36, "g" + UUID[1:]]
 )
 @pytest.mark.parametrize(
     ("name", "field"),
@@ -422,7 +422,7 @@ SETTINGS = WalletSettings(
     currencies=frozenset({"USD", "EUR"}),
     bet_max="0.5",
 )
-USED, BURIED, WON, ROLLED, CLOSED, ABSENT, DONE = (fresh_uuid() for _ in range(7))
+USED, BURIED, WON, ROLLED, CLOSED, ABSENT, DONE = (UUID[:-1] + digit for digit in "0123457")
 
 BET_DEFECTS: list[tuple[str, dict[str, Any]]] = [
     ("RS_ERROR_WRONG_SYNTAX", {"request_uuid": ...}),

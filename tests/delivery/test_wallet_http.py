@@ -1,6 +1,7 @@
 """What only the HTTP face of the wallet has: raw bodies, signatures, users, replies, descriptions."""
 
 import base64
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def raw_bet(old: bytes, new: bytes, **fields: Any) -> bytes:
         raw_bet(b'{"a":1}', b'{"a":' * 5_000 + b"1" + b"}" * 5_000, meta={"a": 1}),
         raw_bet(b"john12345", b"\xff"),
     ],
+    ids=itertools.count(),
 )
 def test_unreadable_body(way, body):
     answer = way.bet(body)
@@ -82,6 +84,7 @@ def test_unreadable_body(way, body):
         raw_bet(b'"amount":7', b'"amount":null'),
         raw_bet(b'"token":"t"', b'"token":1e5'),
     ],
+    ids=itertools.count(),
 )
 def test_body_of_wrong_types(way, body):
     answer = way.bet(body)
