@@ -92,6 +92,7 @@ def _run_served(setting: Setting, directory: Path, report: Report) -> Figures:
         grown_bytes=size_bytes(book) - size,
         syncs=syncs,
         mean_batch=mean_batch(batches, batches_after),
+        stolen_percent=worker.stolen_percent,
     )
     report("verifying the book", 1.0)
     verdict = verify(book)
@@ -105,7 +106,9 @@ def _run_elsewhere(setting: Setting, address: tuple[str, int], report: Report) -
         worker.wait_until_ready()
         before = asker.batches()
         rows = worker.finish(setting.seconds + setting.warm_up_seconds, report)
-        spent = Spent(mean_batch=mean_batch(before, asker.batches()))
+        spent = Spent(
+            mean_batch=mean_batch(before, asker.batches()), stolen_percent=worker.stolen_percent
+        )
     report("verifying the book", 1.0)
     durability = "as that server has it"
     return figures_of(setting, rows, spent, verified=asker.verify(), durability=durability)
@@ -137,6 +140,7 @@ def _run_in_process(setting: Setting, directory: Path, report: Report) -> Figure
         grown_bytes=size_bytes(book) - size,
         syncs=syncs + sync_times(directory),
         mean_batch=float(setting.batches[0]),
+        stolen_percent=worker.stolen_percent,
     )
     report("verifying the book", 1.0)
     verdict = verify(book)
@@ -157,7 +161,12 @@ def _run_facade(setting: Setting, report: Report) -> Figures:
         before = usage(worker.pid)
         rows = worker.finish(setting.seconds * len(setting.threads), report)
         after = worker.last_usage
-    spent = Spent(before=before, after=after, answered=sum(row.requests for row in rows))
+    spent = Spent(
+        before=before,
+        after=after,
+        answered=sum(row.requests for row in rows),
+        stolen_percent=worker.stolen_percent,
+    )
     is_correct = all(row.is_correct for row in rows)
     return figures_of(setting, rows, spent, verified=is_correct, durability="in memory")
 

@@ -10,7 +10,6 @@ import selectors
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -89,20 +88,25 @@ class Link:
 
 
 class Tally(msgspec.Struct):
-    """What came of the requests. `statuses` counts by HTTP status, all of them.
+    """What came of the requests. `codes` counts all answers by HTTP status, as it stood there.
 
     `refused` had a good status but not the expected text; `broken` lost their connection.
     """
 
-    statuses: Counter[str] = msgspec.field(default_factory=Counter)
+    codes: dict[bytes, int] = msgspec.field(default_factory=dict)
     refused: int = 0
     broken: int = 0
     good: int = 0
 
     @property
+    def statuses(self) -> dict[str, int]:
+        """All answers by HTTP status."""
+        return {code.decode("ascii", "replace"): n for code, n in sorted(self.codes.items())}
+
+    @property
     def errors(self) -> int:
         """Requests that were not done."""
-        return sum(self.statuses.values()) - self.good + self.broken
+        return sum(self.codes.values()) - self.good + self.broken
 
 
 def answer_size(data: bytes) -> int:
@@ -145,7 +149,6 @@ class Client:
         self.dropped = 0
         self.drain_seconds = 30.0
         """How long to wait for answers when nothing more is sent."""
-        self.bodies: list[bytes] | None = None
         self._address = address
         self._expected = expected
         self._clock = clock
@@ -190,9 +193,8 @@ class Client:
         self._drain()
         return (end - self._measure_from) / SECOND
 
-    def finish_streams(self, *, keep_bodies: bool = False) -> None:
+    def finish_streams(self) -> None:
         """Send what the streams have, to their ends, and wait for all answers."""
-        self.bodies = [] if keep_bodies else None
         self._idle = list(self._links.values())
         self._send(self._clock())
         last = self._clock()
@@ -278,15 +280,13 @@ class Client:
     def _count(self, data: bytes) -> None:
         """Count an answer by its status, and whether it was a good one."""
         tally = self.tally
-        status = data[9:12].decode("ascii", "replace")
-        tally.statuses[status] += 1
-        if status[0] == "2":
+        code = data[9:12]
+        tally.codes[code] = tally.codes.get(code, 0) + 1
+        if code[:1] == b"2":
             if self._expected in data:
                 tally.good += 1
             else:
                 tally.refused += 1
-        if self.bodies is not None:
-            self.bodies.append(data)
 
     def _watch(self, link: Link) -> None:
         number = link.socket.fileno()

@@ -8,7 +8,7 @@ from typing import Self
 import msgspec
 
 from pennyweight.simulators.jobs import Job, Line, Row
-from pennyweight.simulators.machine import Usage, usage
+from pennyweight.simulators.machine import Usage, processor_ticks, stolen_percent, usage
 
 Report = Callable[[str, float], None]
 """Is told what is going on, and which part of it is done (0 to 1)."""
@@ -31,6 +31,8 @@ class Worker:
         self.pid = self._process.pid
         self.last_usage: Usage | None = None
         """What the process used, as last seen."""
+        self.stolen_percent: float | None = None
+        """Processor time that others on the host took while it worked."""
         self._write(msgspec.json.encode(job))
 
     def wait_until_ready(self) -> None:
@@ -40,12 +42,14 @@ class Worker:
 
     def finish(self, seconds: float, report: Report) -> list[Row]:
         """Let it go, and return its rows. Raises WorkerFailed. `seconds` is what it may take."""
+        ticks = processor_ticks()
         self._write(b"go")
         reports = 0
         while True:
             line = self._read()
             self.last_usage = usage(self.pid) or self.last_usage
             if line.rows is not None:
+                self.stolen_percent = stolen_percent(ticks, processor_ticks())
                 return line.rows
             if line.done is not None:
                 reports += 1

@@ -47,6 +47,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     grown_bytes: int | None = None
     syncs: list[int] = []
     mean_batch: float | None = None
+    stolen_percent: float | None = None
 
 
 class Figures(msgspec.Struct, kw_only=True):
@@ -55,7 +56,8 @@ class Figures(msgspec.Struct, kw_only=True):
     What cannot be known of a foreign server, or without a disk or /proc, is None.
     `server_cpu_us` and `client_cpu_us` are processor time for each command.
     `bytes_per_transfer` is how much the book grew, `written_bytes_per_transfer` what the
-    process sent to the disk for it.
+    process sent to the disk for it. `stolen_percent` is the share of processor time that
+    the machine's host gave to others meanwhile; such figures say little above a few percent.
     """
 
     scenario: str
@@ -74,6 +76,7 @@ class Figures(msgspec.Struct, kw_only=True):
     client_cpu_us: float
     bytes_per_transfer: float | None
     written_bytes_per_transfer: float | None
+    stolen_percent: float | None
     durability: str
     verified: bool
     first_wrong: object = None
@@ -116,6 +119,7 @@ def figures_of(
         written_bytes_per_transfer=None
         if spent.grown_bytes is None
         else _each(spent, "written_bytes"),
+        stolen_percent=spent.stolen_percent,
         durability=durability,
         verified=verified,
         first_wrong=first_wrong,

@@ -19,7 +19,7 @@ from pennyweight.stores.sqlite import SQLiteStore
 
 BATCH_MAX = 1_000
 _FUNDS = "1000000000"
-_PAIRS = 1 << 16
+_PAIRS = 1 << 13
 
 
 class NotDone(Exception):

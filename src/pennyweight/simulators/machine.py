@@ -41,6 +41,22 @@ def usage(pid: int) -> Usage | None:
     )
 
 
+def stolen_percent(before: tuple[int, int], after: tuple[int, int]) -> float | None:
+    """Return how much of the processor time wanted between two looks others on the host took."""
+    busy, stolen = after[0] - before[0], after[1] - before[1]
+    return round(100 * stolen / (busy + stolen), 1) if busy + stolen else None
+
+
+def processor_ticks() -> tuple[int, int]:
+    """Return the machine's busy ticks and those stolen by its host; (0, 0) without /proc."""
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    except OSError:
+        return 0, 0
+    user, nice, system, _, _, irq, soft, stolen = map(int, fields[:8])
+    return user + nice + system + irq + soft, stolen
+
+
 def sync_times(directory: Path, count: int = SYNCS) -> list[int]:
     """Append a page and sync it, many times; return each time in nanoseconds."""
     sync = getattr(os, "fdatasync", os.fsync)

@@ -99,7 +99,7 @@ def fund(address: tuple[str, int], workload: Workload) -> None:
         client.finish_streams()
         client.close()
         if client.tally.errors:
-            raise RuntimeError(f"funding the accounts: {dict(client.tally.statuses)}")
+            raise RuntimeError(f"funding the accounts: {client.tally.statuses}")
 
 
 if __name__ == "__main__":

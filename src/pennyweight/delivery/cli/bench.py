@@ -188,6 +188,7 @@ def _beside(figures: Figures) -> Iterator[tuple[str, str]]:
         ("server's CPU per command", figures.server_cpu_us, " µs"),
         ("book's growth per command", figures.bytes_per_transfer, " bytes"),
         ("written per command", figures.written_bytes_per_transfer, " bytes"),
+        ("taken by the host's others", figures.stolen_percent, " % of the processors"),
         ("never sent (open loop)", figures.dropped or None, ""),
     )
     for name, value, unit in known:
