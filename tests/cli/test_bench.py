@@ -74,8 +74,11 @@ def test_bench_in_process(cli):
     ]
 
 
-def test_bench_facade(cli):
-    document = figures(cli("bench", "facade", "--seconds", 0.2, "--users", 20, "--json", "-"))
+def test_bench_facade_twice(cli):
+    words = ("bench", "facade", "--seconds", 0.2, "--users", 20, "--runs", 2, "--json", "-")
+    document = figures(cli(*words))
+    assert document["requests_per_second"] == max(document["runs"])
+    assert document["variation_percent"] >= 0
     assert [row["case"] for row in document["rows"]] == ["one caller", "8 threads"]
     assert document["fdatasync_p50_us"] is None
 

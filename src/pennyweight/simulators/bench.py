@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pennyweight.simulators.asking import Asker, mean_batch
 from pennyweight.simulators.crew import Report, Worker
-from pennyweight.simulators.figures import Figures, Setting, Spent, figures_of
+from pennyweight.simulators.figures import Figures, Setting, Spent, figures_of, middle_of
 from pennyweight.simulators.inprocess import fill, open_book
 from pennyweight.simulators.jobs import FacadeJob, InProcessJob, LoadJob
 from pennyweight.simulators.machine import size_bytes, sync_times, usage
@@ -43,6 +43,13 @@ def check(setting: Setting) -> None:
     for message, is_wrong in wrong.items():
         if is_wrong:
             raise ValueError(message)
+
+
+def run_many(setting: Setting, count: int, report: Report) -> Figures:
+    """Measure several times, each on a fresh book; return the run in the middle. As `run`."""
+    if count < 1:
+        raise ValueError("at least one run is needed")
+    return middle_of([run(setting, report) for _ in range(count)])
 
 
 def run(setting: Setting, report: Report) -> Figures:

@@ -1,6 +1,7 @@
 """What is measured, and what came out, as `pennyweight bench --json` writes it."""
 
 from pathlib import Path
+from statistics import mean, stdev
 
 import msgspec
 
@@ -56,7 +57,7 @@ class Figures(msgspec.Struct, kw_only=True):
     What cannot be known of a foreign server, or without a disk or /proc, is None.
     `server_cpu_us` and `client_cpu_us` are processor time for each command.
     `bytes_per_transfer` is how much the book grew, `written_bytes_per_transfer` what the
-    process sent to the disk for it. `stolen_percent` is the share of processor time that
+    process sent to the disk for it. `runs` are the rates of all runs. `stolen_percent` is the share of processor time that
     the machine's host gave to others meanwhile; such figures say little above a few percent.
     """
 
@@ -81,6 +82,24 @@ class Figures(msgspec.Struct, kw_only=True):
     verified: bool
     first_wrong: object = None
     rows: list[Row] = []
+    runs: list[float] = []
+    variation_percent: float | None = None
+
+
+def middle_of(runs: list[Figures]) -> Figures:
+    """Return the run in the middle, with the rates of all and their coefficient of variation.
+
+    It is verified only if all are.
+    """
+    rates = [run.requests_per_second for run in runs]
+    middle = sorted(runs, key=lambda run: run.requests_per_second)[len(runs) // 2]
+    middle.runs = rates
+    if len(rates) > 1 and mean(rates):
+        middle.variation_percent = round(100 * stdev(rates) / mean(rates), 1)
+    wrong = [run for run in runs if not run.verified]
+    if wrong:
+        middle.verified, middle.first_wrong = False, wrong[0].first_wrong
+    return middle
 
 
 def figures_of(

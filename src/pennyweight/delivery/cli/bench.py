@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pennyweight.delivery.cli.shared import UserError
-from pennyweight.simulators.bench import run
+from pennyweight.simulators.bench import run_many
 from pennyweight.simulators.crew import Report, WorkerFailed
 from pennyweight.simulators.figures import Figures, Setting
 from pennyweight.simulators.server import ServerFailed
@@ -57,6 +57,7 @@ def bench(
         int, Parameter(help="Transfers: accounts that are in the book before.")
     ] = 0,
     preload_keys: Annotated[int, Parameter(help="Transfers: keys bound before.")] = 0,
+    runs: Annotated[int, Parameter(help="Measure so often; the run in the middle is shown.")] = 1,
     seed: Annotated[int, Parameter(help="Who pays whom.")] = 1,
     directory: Annotated[
         Path | None, Parameter(help="Where the temporary book goes: the disk to measure.")
@@ -100,7 +101,7 @@ def bench(
     )
     try:
         with _progress(scenario) as report:
-            figures = run(setting, report)
+            figures = run_many(setting, runs, report)
     except ValueError as error:
         raise UserError(str(error), code=2) from None
     except (WorkerFailed, ServerFailed) as error:
@@ -194,6 +195,9 @@ def _beside(figures: Figures) -> Iterator[tuple[str, str]]:
     for name, value, unit in known:
         if value is not None:
             yield name, f"{value}{unit}"
+    if len(figures.runs) > 1:
+        rates = ", ".join(f"{rate:.0f}" for rate in figures.runs)
+        yield "requests/s of all runs", f"{rates}; variation {figures.variation_percent} %"
     for row in figures.rows:
         if row.errors:
             yield f"statuses of {row.case}", ", ".join(f"{k}: {v}" for k, v in row.statuses.items())
