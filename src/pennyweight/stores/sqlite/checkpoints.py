@@ -1,8 +1,9 @@
 """Checkpoints: copying the write-ahead log back into the book's file, beside the writer.
 
-Passive ones alone never finish while the writer keeps writing, and the log would grow
-without end. So when it has passed `RESET_FRAMES`, the last stretch is copied while the
-writer is held; the log is used from its beginning again by the next commit.
+A page that is hot is in the log many times and is copied once, so checkpoints are better
+rare. But while the writer writes they never get to the log's end, and it would grow without
+end. So when it has `FRAMES`, most of it is copied beside the writer, and the rest while the
+writer is held; the next commit then uses the log from its beginning again.
 """
 
 import threading
@@ -11,8 +12,8 @@ import apsw
 
 from pennyweight.stores.sqlite.writer import Writer
 
-PASSIVE_FRAMES = 1_000
-RESET_FRAMES = 5_000
+FRAMES = 5_000
+"""Pages in the log that call for a checkpoint."""
 
 
 class Checkpoints:
@@ -22,8 +23,8 @@ class Checkpoints:
         """Begin watching the writer's commits."""
         self._connection = connection
         self._writer = writer
-        self._frames = 0
         self._is_stopping = False
+        self._limit = FRAMES
         self._due = threading.Event()
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         writer.connection.set_wal_hook(self._committed)
@@ -37,29 +38,28 @@ class Checkpoints:
         self._connection.close(force=True)
 
     def _committed(self, _connection: apsw.Connection, _database: str, frames: int) -> int:
-        """Note after each commit how long the log is."""
-        self._frames = frames
-        if frames >= PASSIVE_FRAMES and not self._due.is_set():
+        """See after each commit how long the log is."""
+        if frames >= self._limit and not self._due.is_set():
             self._due.set()
         return apsw.SQLITE_OK
 
     def _run(self) -> None:
         while True:
             self._due.wait()
-            self._due.clear()
             if self._is_stopping:
                 return
             try:
-                if self._checkpoint() >= RESET_FRAMES:
-                    with self._writer.lock:
-                        self._checkpoint()
-            except apsw.BusyError:
-                continue  # a reader is recovering the log; the next commit asks again
+                self._copy()
+                with self._writer.lock:
+                    left = self._copy()
             except apsw.Error as error:
                 self._writer.fail(error)
                 return
+            # A long reader holds the log's end back: ask again when it has grown.
+            self._limit = left + FRAMES
+            self._due.clear()  # `stop` says that it is stopping before it sets this again
 
-    def _checkpoint(self) -> int:
-        """Copy what no reader holds back, and return how many frames the log has."""
-        frames, _copied = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        return frames
+    def _copy(self) -> int:
+        """Copy all that no reader holds back; return the frames of the log if any are left."""
+        frames, copied = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return frames if copied < frames else 0

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import apsw
 
-from pennyweight.engine.port import SchemaDrift
+from pennyweight.engine.port import SchemaDrift, StoreError
+from pennyweight.stores.sqlite import codec
+from pennyweight.stores.sqlite.keys import KeyIndex
 
-PAGE_BYTES = 4096
+PAGE_BYTES = 2048
+CACHE_KIB = 65_536
 BUSY_MILLISECONDS = 10_000
 
 _MIGRATIONS = """
@@ -20,30 +23,52 @@ _MIGRATIONS = """
 """
 
 
-def connect_writer(path: Path, *, vfs: str | None = None) -> apsw.Connection:
+def connect_writer(path: Path) -> apsw.Connection:
     """Open, or create, a book's file for writing."""
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-    connection = apsw.Connection(str(path), flags=flags, vfs=vfs, statementcachesize=200)
-    connection.set_busy_timeout(BUSY_MILLISECONDS)
-    for pragma in (
-        f"page_size = {PAGE_BYTES}",
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "wal_autocheckpoint = 0",
-        "cache_size = -65536",
-        "trusted_schema = OFF",
-    ):
-        connection.pragma(*pragma.split(" = "))
+    connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
+    configure_writer(connection)
     return connection
 
 
-def connect_reader(path: Path, *, vfs: str | None = None) -> apsw.Connection:
+def configure_writer(connection: apsw.Connection) -> None:
+    """Set a connection up: full sync, checkpoints by us alone."""
+    connection.set_busy_timeout(BUSY_MILLISECONDS)
+    for name, value in (
+        ("page_size", PAGE_BYTES),
+        ("journal_mode", "WAL"),
+        ("synchronous", "FULL"),
+        ("wal_autocheckpoint", 0),
+        ("cache_size", -CACHE_KIB),
+        ("trusted_schema", "OFF"),
+    ):
+        connection.pragma(name, value)
+
+
+def connect_reader(path: Path) -> apsw.Connection:
     """Open a book's file for reading."""
     flags = apsw.SQLITE_OPEN_READONLY
-    connection = apsw.Connection(str(path), flags=flags, vfs=vfs, statementcachesize=100)
+    connection = apsw.Connection(str(path), flags=flags, statementcachesize=100)
     connection.set_busy_timeout(BUSY_MILLISECONDS)
     connection.pragma("trusted_schema", "OFF")
     return connection
+
+
+def prepare(connection: apsw.Connection, book: str, new_incarnation: str, keys: KeyIndex) -> None:
+    """Migrate a file, begin its book if there is none, and load the key index; all or nothing.
+
+    Raises SchemaDrift, and StoreError when head and journal disagree.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    migrate(connection)
+    if connection.execute("SELECT one FROM head").get is None:
+        connection.execute(
+            "INSERT INTO head VALUES (1, ?, ?, 0, 0, zeroblob(32), 0, '{}')",
+            (book, new_incarnation),
+        )
+    _check_head(connection)
+    keys.load(connection)
+    connection.execute("COMMIT")
 
 
 def known_migrations() -> list[tuple[int, str, str, str]]:
@@ -93,3 +118,18 @@ def _applied(connection: apsw.Connection) -> list[tuple[int, str, str]]:
         if (number, name, checksum) != (known_number, known_name, known_checksum):
             raise SchemaDrift(f"migration {name} is not this version's {known_name}")
     return applied
+
+
+def _check_head(connection: apsw.Connection) -> None:
+    """Check that the head stands at the end of the journal. Raises StoreError."""
+    sequence, chain = connection.execute("SELECT sequence, chain FROM head").fetchall()[0]
+    last = connection.execute("SELECT ifnull(max(sequence), 0) FROM entries").get
+    batch: list[codec.Row] = connection.execute(
+        "SELECT header, chain FROM batches ORDER BY first_sequence DESC LIMIT 1"
+    ).fetchall()
+    end, end_chain = 0, bytes(32)
+    if batch:
+        header = codec.blob_to_header(batch[0][0])
+        end, end_chain = header.first_sequence + header.count - 1, batch[0][1]
+    if not sequence == last == end or chain != end_chain:
+        raise StoreError(f"the head is at {sequence}, the last entry {last}, the last batch {end}")

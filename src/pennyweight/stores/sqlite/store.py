@@ -22,7 +22,7 @@ from pennyweight.engine.port import (
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.holds import Hold
 from pennyweight.ledger.records import Record
-from pennyweight.stores.sqlite import codec, schema
+from pennyweight.stores.sqlite import schema
 from pennyweight.stores.sqlite.checkpoints import Checkpoints
 from pennyweight.stores.sqlite.keys import KeyIndex
 from pennyweight.stores.sqlite.lock import lock_book, unlock_book
@@ -30,7 +30,6 @@ from pennyweight.stores.sqlite.readers import Readers
 from pennyweight.stores.sqlite.writer import Writer
 
 _BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_INSERT_HEAD = "INSERT INTO head VALUES (1, ?, ?, 0, 0, zeroblob(32), 0, '{}')"
 
 
 class SQLiteStore:
@@ -52,14 +51,13 @@ class SQLiteStore:
         *,
         new_incarnation: str = "",
         is_read_only: bool = False,
-        vfs: str | None = None,
     ) -> Self:
         """Open a book, or begin one named `new_incarnation` where there is none.
 
         For writing, the directory is locked to this process. Read-only works beside a
-        writer in another process and changes nothing. `vfs` names the operating-system
-        layer of SQLite to use, for tests. Raises StoreInUse, SchemaDrift, StoreFailed, and
-        StoreError when there is no such book or its head and its journal disagree.
+        writer in another process and changes nothing. Raises StoreInUse, SchemaDrift,
+        StoreFailed, and StoreError when there is no such book or its head and its journal
+        disagree.
         """
         if _BOOK.fullmatch(book) is None:
             raise StoreError(f"a book is named like main or eu-2, not {book!r}")
@@ -68,53 +66,42 @@ class SQLiteStore:
             raise StoreError(f"there is no book at {path}")
         try:
             if is_read_only:
-                return cls._open_read_only(path, vfs)
-            return cls._open_for_writing(path, book, new_incarnation, vfs)
+                return cls._open_read_only(path)
+            return cls._open_for_writing(path, book, new_incarnation)
         except apsw.Error as error:
             raise StoreFailed(f"{path}: {error}") from error
 
     @classmethod
-    def _open_read_only(cls, path: Path, vfs: str | None) -> Self:
+    def _open_read_only(cls, path: Path) -> Self:
         keys = KeyIndex()
-        readers = Readers(lambda: schema.connect_reader(path, vfs=vfs), keys)
+        readers = Readers(lambda: schema.connect_reader(path), keys)
         with readers.connection() as connection:
             schema.check_migrations(connection)
         return cls(path, readers, None)
 
     @classmethod
-    def _open_for_writing(
-        cls, path: Path, book: str, new_incarnation: str, vfs: str | None
-    ) -> Self:
+    def _open_for_writing(cls, path: Path, book: str, new_incarnation: str) -> Self:
         directory = path.parent
         directory.mkdir(parents=True, exist_ok=True)
         lock_book(directory, book)
         connection = None
         try:
-            connection = schema.connect_writer(path, vfs=vfs)
-            connection.execute("BEGIN IMMEDIATE")
-            schema.migrate(connection)
-            if connection.execute("SELECT one FROM head").get is None:
-                connection.execute(_INSERT_HEAD, (book, new_incarnation))
-            _check_head(connection)
+            connection = schema.connect_writer(path)
             keys = KeyIndex()
-            keys.load(connection)
-            connection.execute("COMMIT")
+            schema.prepare(connection, book, new_incarnation, keys)
             _sync_directory(directory)
             store = cls(
                 path,
-                Readers(lambda: schema.connect_reader(path, vfs=vfs), keys),
+                Readers(lambda: schema.connect_reader(path), keys),
                 Writer(connection, keys),
             )
-            store._start_checkpoints(schema.connect_writer(path, vfs=vfs))
+            store._checkpoints = Checkpoints(schema.connect_writer(path), store._writing())
         except BaseException:
             if connection is not None:
                 connection.close(force=True)
             unlock_book(directory, book)
             raise
         return store
-
-    def _start_checkpoints(self, connection: apsw.Connection) -> None:
-        self._checkpoints = Checkpoints(connection, self._writing())
 
     def _writing(self) -> Writer:
         if self._writer is None:
@@ -266,21 +253,6 @@ class SQLiteStore:
         """See `Store`."""
         files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
         return sum(file.stat().st_size for file in files if file.exists())
-
-
-def _check_head(connection: apsw.Connection) -> None:
-    """Check that the head stands at the end of the journal. Raises StoreError."""
-    sequence, chain = connection.execute("SELECT sequence, chain FROM head").fetchall()[0]
-    last = connection.execute("SELECT ifnull(max(sequence), 0) FROM entries").get
-    batch: list[codec.Row] = connection.execute(
-        "SELECT header, chain FROM batches ORDER BY first_sequence DESC LIMIT 1"
-    ).fetchall()
-    end, end_chain = 0, bytes(32)
-    if batch:
-        header = codec.blob_to_header(batch[0][0])
-        end, end_chain = header.first_sequence + header.count - 1, batch[0][1]
-    if not sequence == last == end or chain != end_chain:
-        raise StoreError(f"the head is at {sequence}, the last entry {last}, the last batch {end}")
 
 
 def _sync_directory(directory: Path) -> None:
