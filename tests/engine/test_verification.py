@@ -85,7 +85,7 @@ def small_book() -> InlineBook:
     book.execute(LoadBalances("2", (("USD", "50"),)), key="two")
     book.execute_many(
         [
-            Submission(Transfer("user:1:USD", "user:2:USD", "USD", "10"), key="pay"),
+            Submission(Transfer("user:1:USD", "user:2:USD", "USD", "10", START), key="pay"),
             Submission(PlaceHold("user:1:USD", "USD", "20")),
             Submission(PlaceHold("user:1:USD", "USD", "5", 60)),
         ]
@@ -451,7 +451,9 @@ def test_a_changed_row_is_found_at_the_entry_that_wrote_it(
     assert problem in told
 
 
-@pytest.mark.parametrize("kind", ["account", "hold", "record", "cursor", "key"])
+@pytest.mark.parametrize(
+    "kind", ["account", "hold", "record", "cursor", "key", "listing", "back_dated"]
+)
 def test_a_missing_row_is_found(copy: Copy, kind: str) -> None:
     copy.remove(kind)
     assert not prove(copy).ok

@@ -119,6 +119,19 @@ class BackDatedLine(msgspec.Struct, frozen=True, gc=False):
     change: int
 
 
+class Listing(msgspec.Struct, frozen=True, gc=False):
+    """Where a record is found: `by` is "label" or "name" (the text is `place`), or "mark".
+
+    A mark has the name of its index as `place`, and its `rank`, which is 0 for the others.
+    """
+
+    by: str
+    place: str
+    rank: int
+    kind: str
+    id: str
+
+
 class Append(msgspec.Struct, frozen=True, gc=False):
     """Everything that one batch commits, in one transaction, guarded by `expected`.
 
@@ -290,7 +303,8 @@ class Store(Protocol):
         """Yield all rows, for verification, as of one moment.
 
         First ("head", Head) of that moment, then in any order ("account", Account),
-        ("hold", Hold), ("record", Record), ("cursor", CursorMove) and ("key", KeyRow).
+        ("hold", Hold), ("record", Record), ("cursor", CursorMove), ("key", KeyRow),
+        ("listing", Listing) and ("back_dated", BackDatedLine).
         """
 
     def close(self) -> None:

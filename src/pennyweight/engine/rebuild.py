@@ -11,7 +11,7 @@ fits in memory.
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ import msgspec
 
 from pennyweight.engine.engine import Abandon
 from pennyweight.engine.overlay import ASSET
+from pennyweight.engine.port import BackDatedLine, Listing
 from pennyweight.ledger.accounts import HOLDS_OPEN_MAX, Account, asset_of, holder_of
 from pennyweight.ledger.assets import Asset
 from pennyweight.ledger.commands import Command
@@ -71,6 +72,39 @@ def key_digest(product: str, key: str) -> bytes:
 def bound_digest(digest: bytes, sequence: int) -> bytes:
     """SHA-256 of a key's row: its digest and the entry that bound it."""
     return sha256(b"%b%d" % (digest, sequence)).digest()
+
+
+def listing_digest(listing: Listing) -> bytes:
+    """SHA-256 of a place where a record is found."""
+    return sha256(b"listing" + _encoder.encode(listing)).digest()
+
+
+def listings_of(record: Record) -> Iterator[Listing]:
+    """Yield the places where a record must be found."""
+    kind, record_id = record.kind, record.id
+    for label in set(record.labels):
+        yield Listing("label", label, 0, kind, record_id)
+    for name in set(record.names):
+        yield Listing("name", name, 0, kind, record_id)
+    for mark in set(record.marks):
+        yield Listing("mark", mark.index, mark.rank, kind, record_id)
+
+
+def back_dated_digest(line: BackDatedLine) -> bytes:
+    """SHA-256 of the row of a back-dated posting."""
+    return sha256(b"back_dated" + _encoder.encode(line)).digest()
+
+
+def back_dated_lines(entry: Entry, time: int) -> Iterator[BackDatedLine]:
+    """Yield the postings of an entry whose effective date lies before its commit."""
+    at = entry.effective_at
+    if at is not None and at < time:
+        for transfer in entry.transfers:
+            for account, change in (
+                (transfer.debit_account, -transfer.amount),
+                (transfer.credit_account, transfer.amount),
+            ):
+                yield BackDatedLine(account, at, entry.sequence, time, change)
 
 
 class Tally:
@@ -235,6 +269,7 @@ class Rebuilt:
         self.names: dict[tuple[str, str], str] = {}
         self.keys = Tally()
         self.key_names = Names()
+        self.back_dated = Tally()
         self.cursors: dict[str, int] = {}
         self.counters: dict[str, int] = {}
         self.assets: dict[str, Asset] = {}
@@ -271,8 +306,11 @@ class Rebuilt:
             self.cursors[move.name] = move.after
         if entry.counters:
             self._count(entry)
-        if entry.effective_at is not None and entry.effective_at > time:
-            self._wrong("it is dated later than its commit")
+        if entry.effective_at is not None:
+            if entry.effective_at > time:
+                self._wrong("it is dated later than its commit")
+            for line in back_dated_lines(entry, time):
+                self.back_dated.add(sequence, back_dated_digest(line))
         if entry.key:
             digest = key_digest(entry.product, entry.key)
             self.keys.add(sequence, bound_digest(digest, sequence))

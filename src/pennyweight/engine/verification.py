@@ -7,6 +7,7 @@ and may run beside a serving process: the rows are read as of one moment, and th
 up to that moment. `check_tail` is the quick look at start.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -20,10 +21,13 @@ from pennyweight.engine.rebuild import (
     Invariant,
     Rebuilt,
     Tally,
+    back_dated_digest,
     bound_digest,
     bucket_of,
     hold_digest,
     key_digest,
+    listing_digest,
+    listings_of,
     name_number,
     record_digest,
 )
@@ -143,13 +147,9 @@ class _Verification:
         head = self._source.head()
         self._read_journal(head)
         rows = iter(self._source.rows())
-        # The book may have grown meanwhile; the rows say as of which moment they are.
-        kind, row = next(rows)
-        if kind == "head":
-            head = row
-            self._read_journal(head)
-        else:
-            raise TypeError("a store's rows begin with its head")
+        # The book may have grown meanwhile; the rows begin with the head as of their moment.
+        _, head = next(rows)
+        self._read_journal(head)
         self._rebuilt.finish()
         self._check_keys()
         self._are_rows = True
@@ -289,31 +289,28 @@ class _Verification:
         """Compare every row with the rebuilt book; what differs is then looked for."""
         rebuilt = self._rebuilt
         wanted = _Wanted()
-        counts = {"account": 0, "hold": 0, "record": 0, "cursor": 0}
-        keys, ended = Tally(), Tally()
-        cursors: dict[str, int] = {}
+        stored = _Stored()
         for kind, row in rows:
-            if kind == "key":
-                digest = key_digest(row.product, row.key)
-                keys.add(row.sequence, bound_digest(digest, row.sequence))
-                continue
-            counts[kind] += 1
+            stored.add(kind, row)
             if kind == "account":
                 self._compare_account(row)
             elif kind == "record":
-                stored = rebuilt.records.get((row.kind, row.id))
-                if stored is None or stored[4:36] != record_digest(row):
+                value = rebuilt.records.get((row.kind, row.id))
+                if value is None or value[4:36] != record_digest(row):
                     wanted.records.add((row.kind, row.id))
-            elif kind == "cursor":
-                cursors[row.name] = row.after
-            elif row.state is not HoldState.OPEN:
-                ended.add(row.id, hold_digest(row))
-            elif rebuilt.open_holds.get(row.id) != row:
+            elif kind == "hold" and _is_open(row) and rebuilt.open_holds.get(row.id) != row:
                 wanted.holds.add(bucket_of(row.id))
-        if cursors != rebuilt.cursors:
-            self._complain(0, f"the cursors are stored as {cursors}, not as {rebuilt.cursors}")
-        wanted.holds |= rebuilt.ended_holds.differing(ended)
-        wanted.keys = rebuilt.keys.differing(keys)
+        if stored.cursors != rebuilt.cursors:
+            self._complain(
+                0, f"the cursors are stored as {stored.cursors}, not as {rebuilt.cursors}"
+            )
+        if stored.listings.differing(stored.listed):
+            self._complain(0, "records are not listed by the labels, names and marks they carry")
+        if rebuilt.back_dated.differing(stored.back_dated):
+            self._complain(0, "the back-dated postings are not those of the journal")
+        counts = stored.counts
+        wanted.holds |= rebuilt.ended_holds.differing(stored.ended_holds)
+        wanted.keys = rebuilt.keys.differing(stored.keys)
         wanted.all_accounts = counts["account"] != len(rebuilt.accounts)
         wanted.all_records = counts["record"] != len(rebuilt.records)
         wanted.all_holds = counts["hold"] != len(rebuilt.open_holds) + rebuilt.ended_holds.count
@@ -384,6 +381,39 @@ class _Verification:
             self._complain(sequence, f"{what} {_text(name)} is stored, but no entry made it")
 
 
+class _Stored:
+    """What is kept of the rows as they pass: how many there are, and sums of their digests."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.cursors: dict[str, int] = {}
+        self.keys = Tally()
+        self.ended_holds = Tally()
+        self.back_dated = Tally()
+        self.listings = Tally()
+        """Where records say that they are listed."""
+        self.listed = Tally()
+        """Where they are listed."""
+
+    def add(self, kind: str, row: Any) -> None:
+        self.counts[kind] += 1
+        if kind == "key":
+            digest = key_digest(row.product, row.key)
+            self.keys.add(row.sequence, bound_digest(digest, row.sequence))
+        elif kind == "hold":
+            if not _is_open(row):
+                self.ended_holds.add(row.id, hold_digest(row))
+        elif kind == "record":
+            for listing in listings_of(row):
+                self.listings.add(0, listing_digest(listing))
+        elif kind == "listing":
+            self.listed.add(0, listing_digest(row))
+        elif kind == "back_dated":
+            self.back_dated.add(row.sequence, back_dated_digest(row))
+        elif kind == "cursor":
+            self.cursors[row.name] = row.after
+
+
 class _Wanted(msgspec.Struct):
     """Which rows differ: buckets of keys and holds, records by name, or any that are missing."""
 
@@ -410,6 +440,10 @@ class _Rows(msgspec.Struct):
     keys: dict[Any, tuple[int, Any]] = msgspec.field(default_factory=dict)
     holds: dict[Any, tuple[int, Hold]] = msgspec.field(default_factory=dict)
     records: dict[Any, tuple[int, Any]] = msgspec.field(default_factory=dict)
+
+
+def _is_open(hold: Hold) -> bool:
+    return hold.state is HoldState.OPEN
 
 
 def _text(name: Any) -> str:

@@ -17,7 +17,6 @@ from pennyweight.engine.chain import next_chain
 from pennyweight.engine.port import (
     AccountRow,
     Append,
-    BackDatedLine,
     BatchHeader,
     Head,
     HoldRow,
@@ -26,7 +25,7 @@ from pennyweight.engine.port import (
     SealedBatch,
     Store,
 )
-from pennyweight.engine.rebuild import Answers, Rebuilt
+from pennyweight.engine.rebuild import Answers, Rebuilt, back_dated_lines
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.entries import FORMAT, CorruptEntry, CursorMove, Entry, decode_entry
 from pennyweight.ledger.holds import Hold
@@ -309,7 +308,7 @@ class _Before:
             [AccountRow(copy(a), self._versions[a.id]) for a in accounts],
             [HoldRow(hold, self._holds[hold_id]) for hold_id, hold in sorted(holds.items())],
             [RecordRow(record, self._records[name]) for name, record in sorted(records.items())],
-            _back_dated(entries, head.committed_at),
+            [line for e in entries for line in back_dated_lines(e, head.committed_at)],
             [
                 CursorMove(name, before, rebuilt.cursors[name])
                 for name, before in self._cursors.items()
@@ -326,17 +325,3 @@ def _touched(entry: Entry) -> Iterator[str]:
         yield line.account
         if line.account.startswith(_OWED):
             yield line.account.removeprefix(_OWED)
-
-
-def _back_dated(entries: list[Entry], time: int) -> list[BackDatedLine]:
-    """Return the postings whose effective date lies before the commit."""
-    return [
-        BackDatedLine(account, entry.effective_at, entry.sequence, time, change)
-        for entry in entries
-        if entry.effective_at is not None and entry.effective_at < time
-        for transfer in entry.transfers
-        for account, change in (
-            (transfer.debit_account, -transfer.amount),
-            (transfer.credit_account, transfer.amount),
-        )
-    ]

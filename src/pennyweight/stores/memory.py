@@ -17,6 +17,7 @@ from pennyweight.engine.port import (
     HoldRow,
     KeyRow,
     Lease,
+    Listing,
     NotOwner,
     Reads,
     RecordRow,
@@ -440,10 +441,24 @@ class MemoryStore:
             rows += [("hold", hold) for hold in self._holds.values()]
             rows += [("record", record) for record in self._records.values()]
             rows += [("cursor", CursorMove(name, 0, at)) for name, at in self._cursors.items()]
+            rows += [("listing", listing) for listing in self._listings()]
+            rows += [("back_dated", line) for lines in self._back_dated.values() for line in lines]
             keys = list(self._keys.items())
         yield from rows
         for (product, key), sequence in keys:
             yield "key", KeyRow(product, key, sequence)
+
+    def _listings(self) -> Iterator[Listing]:
+        """Yield where records are found."""
+        for (kind, label), ids in self._labels.items():
+            for key in ids:
+                yield Listing("label", label, 0, kind, key)
+        for (kind, name), key in self._names.items():
+            yield Listing("name", name, 0, kind, key)
+        for index, places in self._places.items():
+            for rank, key, kind in places:
+                if index != HOLD_EXPIRY or kind != "hold":
+                    yield Listing("mark", index, rank, kind, key)
 
     def close(self) -> None:
         """See `Store`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import apsw
 
-from pennyweight.engine.port import BatchHeader, Due, Head, KeyRow
+from pennyweight.engine.port import BackDatedLine, BatchHeader, Due, Head, KeyRow, Listing
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.entries import CursorMove
 from pennyweight.ledger.holds import Hold
@@ -19,6 +19,14 @@ _INTEGER_MAX = 2**63 - 1
 
 READERS_MAX = 8
 """Readers at one time; more wait."""
+
+
+_BACK_DATED = "SELECT account, effective_at, sequence, committed_at, change FROM back_dated"
+_LISTINGS = """
+    SELECT 'label', label, 0, kind, id FROM labels
+    UNION ALL SELECT 'name', name, 0, kind, id FROM names
+    UNION ALL SELECT 'mark', place, rank, kind, id FROM marks
+"""
 
 
 class Readers:
@@ -293,6 +301,11 @@ class Readers:
                 yield "record", codec.blob_to_record(blob)
             for name, position in execute("SELECT name, position FROM cursors"):
                 yield "cursor", CursorMove(name, 0, position)
+            for row in execute(_LISTINGS):
+                yield "listing", Listing(*row)
+            for account, effective, sequence, committed, change in execute(_BACK_DATED):
+                units = codec.blob_to_amount(change)
+                yield "back_dated", BackDatedLine(account, effective, sequence, committed, units)
             key: KeyRow
             for key in self._keys.rows(connection):
                 yield "key", key
