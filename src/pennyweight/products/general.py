@@ -167,18 +167,18 @@ class OpenAccount(Command, frozen=True):
 
     def decide(self, draft: Draft) -> AccountAnswer:
         """See the class."""
+        asset = draft.asset(asset_of(self.account))
+        floor: int | msgspec.UnsetType = msgspec.UNSET
+        if self.floor is not None:
+            floor = to_units(self.floor, asset.scale, signed=True)
+            if floor > 0:
+                refuse(Reason.FLOOR_INVALID, "a floor is zero or below", floor=self.floor)
         if self.account.startswith("account:"):
             refuse(
                 Reason.OWNED_BY_PRODUCT,
                 "accounts under 'account' are opened and numbered by payments",
                 owner="payments",
             )
-        if self.floor is None:
-            return account_answer(draft, draft.open_account(self.account))
-        asset = draft.asset(asset_of(self.account))
-        floor = to_units(self.floor, asset.scale, signed=True)
-        if floor > 0:
-            refuse(Reason.FLOOR_INVALID, "a floor is zero or below", floor=self.floor)
         return account_answer(draft, draft.open_account(self.account, floor=floor))
 
 
