@@ -17,6 +17,7 @@ from pennyweight.engine.engine import (
 from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import ConstraintFailed, Head, NotOwner, StoreFailed
 from pennyweight.engine.receipts import Failure, Receipt, Refusal, Unknown
+from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.refusals import Reason
 from pennyweight.products.general import OpenAccount, PlaceHold, Reverse, SettleHold, Transfer
 from pennyweight.runtime.opening import open_engine
@@ -706,3 +707,32 @@ def test_later_commands_of_a_batch_stand_on_the_earlier_ones():
             user:2:USD      0
             user:3:USD      0
     """)
+
+
+def test_cache_bound_puts_back_half_of_what_names_too_many():
+    """Two reversals of other users each fit alone, but not together."""
+    stage = crowd(256, 130)
+    for first in (0, 128):
+        legs = "".join(
+            f"| user:{n}:USD user:{n + 64}:USD USD 1\n" for n in range(first, first + 64)
+        )
+        stage.play(f"when\ntransfers\n{legs}")
+    last = stage.book.engine.head.sequence
+    stage.book.engine.cache.clear()
+    outcomes = stage.book.execute_many([Submission(Reverse(last - n)) for n in (0, 1)])
+    assert [type(outcome) for outcome in outcomes] == [Receipt, Receipt]
+    assert stage.posted("user:64:USD") == stage.posted("user:192:USD") == "100"
+
+
+def test_cache_refuses_what_would_be_wrong():
+    """Its own checks, should the engine ever make a mistake."""
+    facts = cache.HolderCache(1)
+    facts.make_room([], set())
+    facts.put("user:1", [])
+    facts.put("user:1", [])
+    with pytest.raises(RuntimeError, match="more than 1 users"):
+        facts.put("user:2", [])
+    stranger = Account(1, "user:9:USD", "user:9", "USD", 0)
+    with pytest.raises(RuntimeError, match="not resident"):
+        facts.update({stranger.id: stranger}, [])
+    assert facts.get("user:9") is None

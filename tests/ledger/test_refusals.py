@@ -112,6 +112,7 @@ OPEN_ACCOUNT = (
         defect("amount_too_large", floor="-1e30"),
         defect("amount_too_fine", floor="-1e-19"),
         defect("floor_invalid", floor="5"),
+        defect("owned_by_product", account="account:7:USD"),  # numbered by payments
         defect("account_exists", account="user:1:USD"),
         defect("account_exists", account="user:closed:USD"),
         defect("too_many_accounts", account="user:many:one-more:USD"),
