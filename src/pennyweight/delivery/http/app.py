@@ -34,6 +34,7 @@ GONE = "pennyweight.gone"
 """Key of the ASGI scope: what to call when the client left before its answer."""
 
 _NOT_SENT = Reply(499)
+_NAMES_MAX = 512
 
 Asgi = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
@@ -187,9 +188,22 @@ def _headers(req: falcon.asgi.Request) -> dict[str, str]:
     return headers_of(headers)
 
 
+class _Names(dict[bytes, str]):
+    """Header names as text; the first few hundred are remembered."""
+
+    def __missing__(self, name: bytes) -> str:
+        text = name.decode("latin-1")
+        if len(self) < _NAMES_MAX:
+            self[name] = text
+        return text
+
+
+_names = _Names()
+
+
 def headers_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return headers by name; of several with one name, the last."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    """Return headers by name, from lower case; of several with one name, the last."""
+    return {_names[name]: value.decode("latin-1") for name, value in headers}
 
 
 def _unquoted(params: Mapping[str, str]) -> dict[str, str]:

@@ -36,15 +36,22 @@ class Desk:
         self.guard = guard
         self.metrics = metrics
 
-    def command(self, route: CommandRoute, request: Request, done: Done) -> Sequence[Submission]:
+    def command(
+        self,
+        route: CommandRoute,
+        request: Request,
+        done: Done,
+        ticket: Callable[[Outcome], object] | None = None,
+    ) -> Sequence[Submission]:
         """Have a command decided; `done` gets the reply, at once or later, in the caller's loop.
 
+        A `ticket` gets the outcome of a single command instead, and calls `render` itself.
         Returns what was submitted: setting `is_dropped` takes it back while it waits.
         """
         try:
             parsed = route.parse(request, self.book.engine.standing)
             if isinstance(parsed, Submission):
-                parsed.ticket = _Single(self, route, request, done)
+                parsed.ticket = ticket or _Single(self, route, request, done)
                 self.book.submit(parsed)
                 return (parsed,)
             if isinstance(parsed, Reply):
@@ -85,7 +92,7 @@ class Desk:
         """Render outcomes; failures among them are logged under a correlation id."""
         try:
             for outcome in outcomes:
-                if outcome.__class__ is Failure:
+                if isinstance(outcome, Failure):
                     self._log(request, outcome.cause)
             return route.render(outcomes, request)
         except Exception as error:  # noqa: BLE001 - as above

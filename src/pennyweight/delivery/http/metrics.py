@@ -26,8 +26,7 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         """Nothing counted yet; `watch` names the book once there is one."""
-        self.requests: Counter[tuple[str, str, int]] = Counter()
-        """Answered requests by method, route template and status."""
+        self._requests: dict[tuple[str, str], dict[int, int]] = {}
         self.refusals: Counter[str] = Counter()
         """Requests refused before they reached the engine, by code."""
         self.turned_away: Counter[str] = Counter()
@@ -66,7 +65,12 @@ class Metrics(Collector):
 
     def count(self, route: Route, status: int) -> None:
         """Note an answered request."""
-        self.requests[route.method, route.path, status] += 1
+        counts = self.counts_of(route)
+        counts[status] = counts.get(status, 0) + 1
+
+    def counts_of(self, route: Route) -> dict[int, int]:
+        """Return how often a route answered with which status, to be counted up by the loop."""
+        return self._requests.setdefault((route.method, route.path), {})
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
@@ -79,8 +83,9 @@ class Metrics(Collector):
             "Answered requests",
             labels=("method", "route", "status"),
         )
-        for (method, path, status), count in list(self.requests.items()):
-            requests.add_metric((method, path, str(status)), count)
+        for (method, path), counts in list(self._requests.items()):
+            for status, count in sorted(counts.items()):
+                requests.add_metric((method, path, str(status)), count)
         yield requests
         refusals = self.refusals.copy()
         if self._book is not None:

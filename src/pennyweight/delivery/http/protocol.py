@@ -23,11 +23,13 @@ from pennyweight.delivery.http.desk import Desk
 from pennyweight.delivery.http.routes import CommandRoute, Reply, Request
 from pennyweight.delivery.http.wire import problem
 from pennyweight.engine.engine import Submission
+from pennyweight.engine.receipts import Outcome
 
 HEADERS_MAX = 100
 HEAD_BYTES_MAX = 64 * 1024
 
 _HEADS_MAX = 256
+_NOTHING: dict[str, str] = {}
 _CLOSE = (("Connection", "close"),)
 
 
@@ -51,74 +53,85 @@ class Limits:
         self.stall_seconds = stall_seconds
         self.now = 0.0
         """The loop's time in seconds, as of the last sweep."""
+        self._default_headers: list[tuple[bytes, bytes]] = []
+        self._default_head = b""
+
+    def default_head(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the headers that every answer has, as lines; uvicorn renews them every second."""
+        if headers is not self._default_headers:
+            self._default_headers = headers
+            self._default_head = b"".join(
+                part for name, value in headers for part in (name, b": ", value, b"\r\n")
+            )
+        return self._default_head
+
+
+class HotRoute:
+    """A hot route, and how often it answered with which status."""
+
+    __slots__ = ("counts", "face", "method", "path", "render", "route")
+
+    def __init__(self, route: CommandRoute, counts: dict[int, int]) -> None:
+        """`counts` is the metrics' own."""
+        self.route = route
+        self.face = route.face
+        self.method = route.method
+        self.path = route.path
+        self.render = route.render
+        self.counts = counts
 
 
 class _Exchange:
-    """One hot request on its way. Has the face of uvicorn's cycle where that looks at it."""
+    """One hot request on its way. Has the face of uvicorn's cycle where that looks at it.
 
-    __slots__ = (
-        "body",
-        "disconnected",
-        "headers",
-        "is_expecting",
-        "is_started",
-        "keep_alive",
-        "more_body",
-        "protocol",
-        "response_complete",
-        "route",
-        "submissions",
-    )
+    No slots: most of its attributes mostly keep the values they have here.
+    """
+
+    body: bytes | bytearray = b""
+    more_body = True
+    is_started = False
+    response_complete = False
+    disconnected = False
+    submissions: Sequence[Submission] = ()
+    request: Request
 
     def __init__(
-        self,
-        protocol: "ShortWay",
-        route: CommandRoute,
-        headers: dict[str, str],
-        *,
-        keep_alive: bool,
+        self, protocol: "ShortWay", hot: HotRoute, headers: dict[str, str], *, keep_alive: bool
     ) -> None:
         self.protocol = protocol
-        self.route = route
+        self.hot = hot
         self.headers = headers
         self.keep_alive = keep_alive
-        self.body: bytes | bytearray = b""
-        self.more_body = True
-        self.is_started = False
-        self.is_expecting = False
-        self.response_complete = False
-        self.disconnected = False
-        self.submissions: Sequence[Submission] = ()
 
     def start(self) -> None:
         """It is this request's turn."""
         self.is_started = True
         protocol = self.protocol
-        refused = protocol.desk.guard.check(self.route.face, is_write=True, headers=self.headers)
+        headers = self.headers
+        refused = protocol.desk.guard.check(self.hot.face, is_write=True, headers=headers)
         if refused is not None:
             self.answer(refused)
             return
-        length = self.headers.get("content-length")
+        length = headers.get("content-length")
         body_max = protocol.limits.body_max
-        if len(self.body) > body_max or (length is not None and int(length) > body_max):
+        if (length is not None and int(length) > body_max) or len(self.body) > body_max:
             self.answer(too_large(body_max))
         elif not self.more_body:
             self.submit()
-        elif self.headers.get("expect", "").lower() == "100-continue":
+        elif headers.get("expect", "").lower() == "100-continue":
             protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def receive(self, piece: bytes) -> None:
-        """Take a piece of the body."""
-        if self.response_complete:
-            return
+        """Take a piece of the body; more than the limit is answered and no longer kept."""
+        body_max = self.protocol.limits.body_max
         if not self.body:
             self.body = piece
-        elif len(self.body) <= self.protocol.limits.body_max:
+        elif not self.response_complete and len(self.body) <= body_max:
             if self.body.__class__ is bytes:
                 self.body = bytearray(self.body)
             self.body += piece
-        if self.is_started and len(self.body) > self.protocol.limits.body_max:
-            self.answer(too_large(self.protocol.limits.body_max))
+        if len(self.body) > body_max and self.is_started:
+            self.answer(too_large(body_max))
 
     def complete(self) -> None:
         """The body is there."""
@@ -128,17 +141,24 @@ class _Exchange:
 
     def submit(self) -> None:
         """Hand the request to the desk."""
-        route = self.route
-        request = Request(route.method, route.path, bytes(self.body), {}, {}, self.headers)
-        self.submissions = self.protocol.desk.command(route, request, self.answer)
+        hot = self.hot
+        request = Request(hot.method, hot.path, bytes(self.body), _NOTHING, _NOTHING, self.headers)
+        self.request = request
+        self.submissions = self.protocol.desk.command(hot.route, request, self.answer, self.settle)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Answer the outcome of the one command; the ticket of its submission."""
+        if not self.disconnected:
+            self.answer(self.protocol.desk.render(self.hot.route, self.request, [outcome]))
 
     def answer(self, reply: Reply) -> None:
         """Write the reply, and let the next request have its turn."""
         if self.response_complete or self.disconnected:
             return
         self.response_complete = True
+        counts = self.hot.counts
+        counts[reply.status] = counts.get(reply.status, 0) + 1
         protocol = self.protocol
-        protocol.desk.metrics.count(self.route, reply.status)
         protocol.write_reply(reply, self)
         protocol.on_response_complete()
 
@@ -154,7 +174,7 @@ class ShortWay(HttpToolsProtocol):
 
     desk: Desk
     limits: Limits
-    hot: dict[bytes, dict[bytes, CommandRoute]]
+    hot: dict[bytes, dict[bytes, HotRoute]]
     """Hot routes by path and method."""
 
     cycle: Any
@@ -169,6 +189,7 @@ class ShortWay(HttpToolsProtocol):
         self.active: Any = None
         self._is_receiving = False
         self._is_in_head = False
+        self._is_upgrading = False
         self._head_bytes = 0
         self._stalled_since = 0.0
         self._since = self.limits.now
@@ -259,18 +280,23 @@ class ShortWay(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Take a hot request the short way, everything else uvicorn's."""
         self._is_in_head = False
+        parser = self.parser
         if len(self.headers) > HEADERS_MAX:
             self._refuse(_head_too_large())
             raise ValueError("too many headers")
-        if self.parser.should_upgrade():
+        self._is_upgrading = parser.should_upgrade()
+        if self._is_upgrading:
             return  # `_ignore_upgrade` begins it again
         by_method = self.hot.get(self.url)
-        route = None if by_method is None else by_method.get(self.parser.get_method())
-        if route is None:
+        hot = None if by_method is None else by_method.get(parser.get_method())
+        if hot is None:
             self._take_the_long_way()
             return
-        keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
-        exchange = _Exchange(self, route, headers_of(self.headers), keep_alive=keep_alive)
+        headers = headers_of(self.headers)
+        keep_alive = parser.should_keep_alive()
+        if keep_alive and "connection" in headers:
+            keep_alive = parser.get_http_version() != "1.0"
+        exchange = _Exchange(self, hot, headers, keep_alive=keep_alive)
         before = self.cycle
         self.cycle = exchange
         if before is None or before.response_complete:
@@ -290,7 +316,7 @@ class ShortWay(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """See `HttpToolsProtocol`."""
-        if self.parser.should_upgrade():
+        if self._is_upgrading:
             return
         self._is_receiving = False
         cycle: Any = self.cycle
@@ -358,7 +384,7 @@ class ShortWay(HttpToolsProtocol):
             b"".join(
                 (
                     STATUS_LINE[reply.status],
-                    self._default_head(),
+                    self.limits.default_head(self.server_state.default_headers),
                     head,
                     b"%d" % len(body),
                     ending,
@@ -368,15 +394,6 @@ class ShortWay(HttpToolsProtocol):
         )
         if not exchange.keep_alive:
             self.transport.close()
-
-    def _default_head(self) -> bytes:
-        return b"".join(
-            [
-                part
-                for name, value in self.server_state.default_headers
-                for part in (name, b": ", value, b"\r\n")
-            ]
-        )
 
     def _refuse(self, reply: Reply) -> None:
         """Answer outside of any exchange, and close."""
@@ -388,7 +405,7 @@ class ShortWay(HttpToolsProtocol):
                 b"".join(
                     (
                         STATUS_LINE[reply.status],
-                        self._default_head(),
+                        self.limits.default_head(self.server_state.default_headers),
                         head,
                         b"%d\r\n\r\n" % len(reply.body),
                         reply.body,
@@ -458,8 +475,9 @@ def _head_too_large() -> Reply:
 
 def short_way(desk: Desk, routes: Sequence[Any], limits: Limits) -> type[ShortWay]:
     """Return the protocol class of one server."""
-    hot: dict[bytes, dict[bytes, CommandRoute]] = {}
+    hot: dict[bytes, dict[bytes, HotRoute]] = {}
     for route in routes:
         if isinstance(route, CommandRoute) and route.is_hot:
-            hot.setdefault(route.path.encode(), {})[route.method.encode()] = route
+            found = HotRoute(route, desk.metrics.counts_of(route))
+            hot.setdefault(route.path.encode(), {})[route.method.encode()] = found
     return type("BoundShortWay", (ShortWay,), {"desk": desk, "limits": limits, "hot": hot})
