@@ -1,6 +1,6 @@
 import pytest
 
-from pennyweight.simulators.figures import Setting, Spent, figures_of, middle_of
+from pennyweight.simulators.figures import Growth, Setting, Spent, figures_of, middle_of
 from pennyweight.simulators.histogram import Histogram
 from pennyweight.simulators.jobs import row_of
 from pennyweight.simulators.machine import Usage, median_microseconds, stolen_percent
@@ -17,7 +17,7 @@ def measured(requests, *, verified=True, first_wrong=None):
         before=Usage(50 * MIB, 1_000, 4_000),
         after=Usage(60 * MIB, 3_000, 12_000),
         answered=100,
-        grown_bytes=30_000,
+        growth=Growth(30_000, 100),
         syncs=[3_000_000, 1_000_000, 2_000_000],
         mean_batch=31.5,
         stolen_percent=1.5,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pennyweight.simulators.asking import Asker, mean_batch
 from pennyweight.simulators.crew import Report, Worker
-from pennyweight.simulators.figures import Figures, Setting, Spent, figures_of, middle_of
+from pennyweight.simulators.figures import Figures, Growth, Setting, Spent, figures_of, middle_of
 from pennyweight.simulators.inprocess import fill, open_book
 from pennyweight.simulators.jobs import FacadeJob, InProcessJob, LoadJob
 from pennyweight.simulators.machine import size_bytes, sync_times, usage
@@ -79,8 +79,7 @@ def _run_served(setting: Setting, directory: Path, report: Report) -> Figures:
     """Measure a server of our own on a fresh book, then verify the book."""
     name = secrets.token_hex(3)
     book = directory / "book"
-    if setting.preload_accounts:
-        _preload(setting, book, name, report)
+    filled = _preload(setting, book, name, report) if setting.preload_accounts else Growth(0, 0)
     report("starting the server", 0.0)
     syncs = sync_times(directory)
     with Server(book, log=directory / "log") as server:
@@ -88,21 +87,21 @@ def _run_served(setting: Setting, directory: Path, report: Report) -> Figures:
         asker = Asker(address)
         with Worker(_load_job(setting, address, name)) as worker:
             worker.wait_until_ready()
-            batches, before, size = asker.batches(), usage(server.pid), size_bytes(book)
+            batches, before = asker.batches(), usage(server.pid)
             rows = worker.finish(setting.seconds + setting.warm_up_seconds, report)
             after, batches_after = usage(server.pid), asker.batches()
     syncs += sync_times(directory)
+    report("verifying the book", 1.0)
+    verdict = verify(book)
     spent = Spent(
         before=before,
         after=after,
         answered=max(1, sum(rows[0].statuses.values())),
-        grown_bytes=size_bytes(book) - size,
+        growth=Growth(size_bytes(book) - filled.size_bytes, verdict.sequence - filled.entries),
         syncs=syncs,
         mean_batch=mean_batch(batches, batches_after),
         stolen_percent=worker.stolen_percent,
     )
-    report("verifying the book", 1.0)
-    verdict = verify(book)
     return figures_of(setting, rows, spent, verified=verdict.ok, first_wrong=verdict.first_wrong)
 
 
@@ -137,20 +136,21 @@ def _run_in_process(setting: Setting, directory: Path, report: Report) -> Figure
     )
     with Worker(job) as worker:
         worker.wait_until_ready()
-        before, size = usage(worker.pid), size_bytes(book)
+        before = usage(worker.pid)
         rows = worker.finish(setting.seconds * len(kinds) * len(setting.batches), report)
         after = worker.last_usage
+    syncs += sync_times(directory)
+    report("verifying the book", 1.0)
+    verdict = verify(book)
     spent = Spent(
         before=before,
         after=after,
         answered=sum(row.requests for row in rows),
-        grown_bytes=size_bytes(book) - size,
-        syncs=syncs + sync_times(directory),
+        growth=Growth(size_bytes(book), verdict.sequence),
+        syncs=syncs,
         mean_batch=float(setting.batches[0]),
         stolen_percent=worker.stolen_percent,
     )
-    report("verifying the book", 1.0)
-    verdict = verify(book)
     return figures_of(setting, rows, spent, verified=verdict.ok, first_wrong=verdict.first_wrong)
 
 
@@ -199,8 +199,8 @@ def _load_job(setting: Setting, address: tuple[str, int], name: str) -> LoadJob:
     )
 
 
-def _preload(setting: Setting, directory: Path, name: str, report: Report) -> None:
-    """Fill a book through the engine in this process."""
+def _preload(setting: Setting, directory: Path, name: str, report: Report) -> Growth:
+    """Fill a book through the engine in this process; return what is in it then."""
     total = 2 * setting.preload_accounts + setting.preload_keys
     book = open_book(directory)
     try:
@@ -212,5 +212,7 @@ def _preload(setting: Setting, directory: Path, name: str, report: Report) -> No
             is_ordered=setting.keys == "ordered",
             report=lambda done: report(f"filling the book: {done} of {total}", done / total),
         )
+        entries = book.engine.head.sequence
     finally:
         book.store.close()
+    return Growth(size_bytes(directory), entries)

@@ -39,13 +39,20 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     directory: Path | None = None
 
 
+class Growth(msgspec.Struct, frozen=True):
+    """How many bytes a closed book grew by so many entries."""
+
+    size_bytes: int
+    entries: int
+
+
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
     """What the measured process and its disk spent on so many commands (`answered`)."""
 
     before: Usage | None = None
     after: Usage | None = None
     answered: int = 1
-    grown_bytes: int | None = None
+    growth: Growth | None = None
     syncs: list[int] = []
     mean_batch: float | None = None
     stolen_percent: float | None = None
@@ -133,11 +140,9 @@ def figures_of(
         server_cpu_us=_each(spent, "cpu_microseconds"),
         client_cpu_us=top.cpu_us,
         bytes_per_transfer=None
-        if spent.grown_bytes is None
-        else round(spent.grown_bytes / spent.answered, 1),
-        written_bytes_per_transfer=None
-        if spent.grown_bytes is None
-        else _each(spent, "written_bytes"),
+        if spent.growth is None
+        else round(spent.growth.size_bytes / max(1, spent.growth.entries), 1),
+        written_bytes_per_transfer=None if spent.growth is None else _each(spent, "written_bytes"),
         stolen_percent=spent.stolen_percent,
         durability=durability,
         verified=verified,
