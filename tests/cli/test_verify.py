@@ -101,6 +101,7 @@ def test_verify_beside_a_writer(paid: Path, cli: Cli) -> None:
         ("UPDATE holds SET owner = 'wallet'", 14, "its hold 1 is stored differently"),
         ("DELETE FROM holds", 14, "its hold 1 is not stored"),
         ("DELETE FROM records WHERE id = 'BTC'", 3, "its record asset BTC is not stored"),
+        ("DELETE FROM names WHERE name = 'id:1'", 0, "records are not listed by the labels"),
         ("UPDATE head SET counters = '{}'", 0, "counter account is stored as 0"),
         ("UPDATE head SET sequence = 13", 13, "the head of the book is not its last batch"),
     ],
