@@ -33,15 +33,24 @@ class SlowStore(MemoryStore):
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with Served(
-        store=SlowStore(),
-        body_max=BODY_MAX,
-        receive_seconds=0.4,
-        keep_alive_seconds=0.8,
-        sweep_seconds=0.05,
-    ) as served:
+    with Served(store=SlowStore(), body_max=BODY_MAX) as served:
         served.fund("1", "2", amount="1000")
         yield served
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Served]:
+    """A server that soon loses patience."""
+    patience = {"receive_seconds": 0.4, "keep_alive_seconds": 0.8, "sweep_seconds": 0.05}
+    with Served(**patience) as served:
+        served.fund("1", "2")
+        yield served
+
+
+@pytest.fixture
+def hasty_raw(hasty: Served) -> Iterator[Raw]:
+    with hasty.connect() as raw:
+        yield raw
 
 
 @pytest.fixture
@@ -123,19 +132,19 @@ def test_body_exactly_at_limit(raw: Raw) -> None:
     assert raw.read().status == 413
 
 
-def test_body_too_slow(served: Served, raw: Raw) -> None:
-    before = served.store.head().sequence
-    raw.send(pay()[:-5])
-    assert raw.read().status == 408
-    assert raw.is_closed()
-    assert served.store.head().sequence == before
+def test_body_too_slow(hasty: Served, hasty_raw: Raw) -> None:
+    before = hasty.store.head().sequence
+    hasty_raw.send(pay()[:-5])
+    assert hasty_raw.read().status == 408
+    assert hasty_raw.is_closed()
+    assert hasty.store.head().sequence == before
 
 
 @pytest.mark.parametrize("path", ["/v1/transfers", "/v1/holds"])
-def test_body_dripping(raw: Raw, path: str) -> None:
-    raw.send(request_bytes("POST", path, b"", {"Content-Length": "1000"}))
+def test_body_dripping(hasty_raw: Raw, path: str) -> None:
+    hasty_raw.send(request_bytes("POST", path, b"", {"Content-Length": "1000"}))
     with pytest.raises(OSError):
-        raw.drip(b" ", 400, pause_seconds=0.01)
+        hasty_raw.drip(b" ", 400, pause_seconds=0.01)
 
 
 def test_expect_continue(raw: Raw) -> None:
@@ -183,20 +192,20 @@ def test_version_1_0(raw: Raw) -> None:
     assert raw.is_closed()
 
 
-def test_idle_connection_closed(raw: Raw) -> None:
-    assert raw.is_closed()
+def test_idle_connection_closed(hasty_raw: Raw) -> None:
+    assert hasty_raw.is_closed()
 
 
-def test_idle_after_answer_closed(raw: Raw) -> None:
-    raw.send(pay())
-    assert raw.read().status == 201
-    assert raw.is_closed()
+def test_idle_after_answer_closed(hasty_raw: Raw) -> None:
+    hasty_raw.send(pay())
+    assert hasty_raw.read().status == 201
+    assert hasty_raw.is_closed()
 
 
-def test_head_too_slow(raw: Raw) -> None:
-    raw.send(b"POST /v1/transfers HTTP/1.1\r\nHost: 127")
-    assert raw.read().status == 408
-    assert raw.is_closed()
+def test_head_too_slow(hasty_raw: Raw) -> None:
+    hasty_raw.send(b"POST /v1/transfers HTTP/1.1\r\nHost: 127")
+    assert hasty_raw.read().status == 408
+    assert hasty_raw.is_closed()
 
 
 def test_headers_too_many(raw: Raw) -> None:

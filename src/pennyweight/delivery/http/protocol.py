@@ -230,7 +230,8 @@ class ShortWay(HttpToolsProtocol):
                 self._refuse(_unreadable(error))
             return
         if self._is_in_head:
-            self._head_bytes += len(data)
+            # What began in this very piece, perhaps behind whole requests, counts from the next.
+            self._head_bytes = 0 if self._head_bytes < 0 else self._head_bytes + len(data)
             if self._head_bytes > HEAD_BYTES_MAX:
                 self._refuse(_head_too_large())
 
@@ -270,7 +271,7 @@ class ShortWay(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self._is_receiving = self._is_in_head = True
-        self._head_bytes = 0
+        self._head_bytes = -1
         self._since = self.limits.now
 
     def on_header(self, name: bytes, value: bytes) -> None:
