@@ -26,7 +26,7 @@ _UPDATE_ACCOUNT = """
     UPDATE accounts
     SET posted = ?, held = ?, owed = ?, least = ?, open_holds = ?, version = ?, lines = ?,
         roots = ?, is_closed = ?
-    WHERE number = ? AND version = ? AND version < ?6
+    WHERE number = ? AND version = ?
 """
 _UPDATE_HOLD = """
     UPDATE holds SET remaining = ?, state = ?, expires_at = ?
@@ -34,7 +34,7 @@ _UPDATE_HOLD = """
 """
 _UPDATE_RECORD = """
     UPDATE records SET version = ?, holder = ?, record = ?
-    WHERE kind = ? AND id = ? AND version = ? AND version < ?1
+    WHERE kind = ? AND id = ? AND version = ?
 """
 _DELETE_LISTINGS = (
     "DELETE FROM labels WHERE kind = ? AND label = ? AND id = ?",
@@ -110,9 +110,12 @@ def _change(connection: apsw.Connection, sql: str, rows: list[codec.Row], messag
 
 def _write_accounts(connection: apsw.Connection, rows: list[AccountRow]) -> None:
     changed_account_row = codec.changed_account_row
-    changed = [
-        changed_account_row(row.account, row.version_before) for row in rows if row.version_before
-    ]
+    changed: list[codec.Row] = []
+    for row in rows:
+        if row.account.version <= row.version_before:
+            raise ConstraintFailed(f"the version of account {row.account.id} does not move on")
+        if row.version_before:
+            changed.append(changed_account_row(row.account, row.version_before))
     if len(changed) < len(rows):
         new = [codec.new_account_row(row.account) for row in rows if not row.version_before]
         connection.executemany(_INSERT_ACCOUNT, new)
@@ -137,6 +140,8 @@ def _write_records(connection: apsw.Connection, rows: list[RecordRow]) -> None:
         blob = codec.record_to_blob(record)
         if before is None:
             new.append((record.kind, record.id, record.version, record.holder, blob))
+        elif record.version <= before.version:
+            raise ConstraintFailed(f"the version of {record.kind} {record.id} does not move on")
         else:
             changed.append(
                 (record.version, record.holder, blob, record.kind, record.id, before.version)

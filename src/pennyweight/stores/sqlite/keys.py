@@ -135,13 +135,27 @@ class KeyIndex:
         """Forget what was looked up for an earlier batch."""
         self._absent.clear()
 
-    def read(self, connection: apsw.Connection, product: str, key: str) -> bytes | None:
-        """As `receipt`, for the batch that is next; `add` need not look again."""
-        hashed = self._hash(product, key)
-        body = self._find(connection, hashed, product, key)
-        if body is None:
-            self._absent[product, key] = hashed
-        return body
+    def read(
+        self, connection: apsw.Connection, names: Iterable[tuple[str, str]]
+    ) -> dict[tuple[str, str], bytes | None]:
+        """As `receipt`, for all keys of the batch that is next; `add` need not look again."""
+        found: dict[tuple[str, str], bytes | None] = {}
+        absent, hash_key, pairs, count = self._absent, self._hash, _PAIRS, self._words
+        recent, older, filters = self._recent, self._older, self._filters
+        for name in names:
+            hashed = hash_key(*name)
+            is_strange = hashed not in recent and hashed not in older
+            if is_strange:  # as in `_find`, without its calls: most keys are new
+                word = (hashed >> 24) % count
+                mask = pairs[hashed & 4095] | pairs[hashed >> 12 & 4095]
+                for words in filters:
+                    if words[word] & mask == mask:
+                        is_strange = False
+                        break
+            body = found[name] = None if is_strange else self._find(connection, hashed, *name)
+            if body is None:
+                absent[name] = hashed
+        return found
 
     def _find(
         self, connection: apsw.Connection, hashed: int, product: str, key: str

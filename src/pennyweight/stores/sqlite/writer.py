@@ -95,13 +95,11 @@ class Writer:
 
     def _find_keys(self, reads: Reads, found: Found) -> set[str]:
         """Find the entries of keys, and return the holders of those wanted with them."""
-        read, connection = self._keys.read, self.connection
         self._keys.begin()
-        for key in reads.keys:
-            found.keys[key] = read(connection, *key)
+        found.keys = self._keys.read(self.connection, reads.keys | reads.key_entries)
         holders: set[str] = set()
         for key in reads.key_entries:
-            body = found.keys[key] = read(connection, *key)
+            body = found.keys[key]
             if body is not None:
                 holders |= _holders_of(body)
         return holders
