@@ -73,8 +73,18 @@ class InlineBook:
         try:
             while self.engine.waiting:
                 self._step()
-        finally:
+        except BaseException as error:
+            self._release_after(error)
+            raise
+        self._lock.release()
+
+    def _release_after(self, error: BaseException) -> None:
+        """Release the lock; whoever queued meanwhile must not sleep for ever."""
+        while True:
+            _answer(self.engine.drain(str(error)))
             self._lock.release()
+            if not self.engine.waiting or not self._lock.acquire(blocking=False):
+                return
 
     def _step(self) -> None:
         """Decide and append one batch."""
@@ -90,7 +100,6 @@ class InlineBook:
             _answer(engine.failed(error))
         except BaseException as error:
             _answer(engine.failed(error))
-            _answer(engine.drain(str(error)))
             raise
         else:
             _answer(engine.committed())
