@@ -189,10 +189,10 @@ def _headers(req: falcon.asgi.Request) -> dict[str, str]:
 
 
 class _Names(dict[bytes, str]):
-    """Header names as text; the first few hundred are remembered."""
+    """Header names as text in lower case; the first few hundred are remembered."""
 
     def __missing__(self, name: bytes) -> str:
-        text = name.decode("latin-1")
+        text = name.decode("latin-1").lower()
         if len(self) < _NAMES_MAX:
             self[name] = text
         return text
@@ -202,7 +202,7 @@ _names = _Names()
 
 
 def headers_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return headers by name, from lower case; of several with one name, the last."""
+    """Return headers by name in lower case; of several with one name, the last."""
     return {_names[name]: value.decode("latin-1") for name, value in headers}
 
 

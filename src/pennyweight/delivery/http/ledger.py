@@ -322,6 +322,9 @@ def _renderer(status: int, show: Callable[[Any], Any]) -> Callable[[list[Outcome
 def _render_transfers(outcomes: list[Outcome], request: Request) -> Reply:
     """Render one transfer, an atomic list, or the results of a list item by item."""
     if not request.is_list:
+        outcome = outcomes[0]
+        if isinstance(outcome, Receipt) and isinstance(outcome.answer, general.TransferAnswer):
+            return Reply(201, encode(show_transfer(outcome.answer)), receipt_headers(outcome))
         return _render_one(outcomes, request)
     return Reply(200, encode(ResultsShown([_result(outcome, request) for outcome in outcomes])))
 

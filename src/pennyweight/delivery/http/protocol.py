@@ -23,7 +23,7 @@ from pennyweight.delivery.http.desk import Desk
 from pennyweight.delivery.http.routes import CommandRoute, Reply, Request
 from pennyweight.delivery.http.wire import problem
 from pennyweight.engine.engine import Submission
-from pennyweight.engine.receipts import Outcome
+from pennyweight.engine.receipts import Outcome, Receipt
 
 HEADERS_MAX = 100
 HEAD_BYTES_MAX = 64 * 1024
@@ -89,19 +89,17 @@ class _Exchange:
 
     body: bytes | bytearray = b""
     more_body = True
+    keep_alive = True
     is_started = False
     response_complete = False
     disconnected = False
     submissions: Sequence[Submission] = ()
     request: Request
 
-    def __init__(
-        self, protocol: "ShortWay", hot: HotRoute, headers: dict[str, str], *, keep_alive: bool
-    ) -> None:
+    def __init__(self, protocol: "ShortWay", hot: HotRoute, headers: dict[str, str]) -> None:
         self.protocol = protocol
         self.hot = hot
         self.headers = headers
-        self.keep_alive = keep_alive
 
     def start(self) -> None:
         """It is this request's turn."""
@@ -133,12 +131,6 @@ class _Exchange:
         if len(self.body) > body_max and self.is_started:
             self.answer(too_large(body_max))
 
-    def complete(self) -> None:
-        """The body is there."""
-        self.more_body = False
-        if self.is_started and not self.response_complete:
-            self.submit()
-
     def submit(self) -> None:
         """Hand the request to the desk."""
         hot = self.hot
@@ -148,8 +140,17 @@ class _Exchange:
 
     def settle(self, outcome: Outcome) -> None:
         """Answer the outcome of the one command; the ticket of its submission."""
-        if not self.disconnected:
-            self.answer(self.protocol.desk.render(self.hot.route, self.request, [outcome]))
+        if self.disconnected:
+            return
+        desk = self.protocol.desk
+        if outcome.__class__ is not Receipt:
+            self.answer(desk.render(self.hot.route, self.request, [outcome]))
+            return
+        try:
+            reply = self.hot.render([outcome], self.request)
+        except Exception as error:  # noqa: BLE001 - a fault of ours is answered with a 500
+            reply = desk.failed(self.request, error)
+        self.answer(reply)
 
     def answer(self, reply: Reply) -> None:
         """Write the reply, and let the next request have its turn."""
@@ -189,7 +190,7 @@ class ShortWay(HttpToolsProtocol):
         self.active: Any = None
         self._is_receiving = False
         self._is_in_head = False
-        self._is_upgrading = False
+        self._is_ignored = False
         self._head_bytes = 0
         self._stalled_since = 0.0
         self._since = self.limits.now
@@ -218,7 +219,7 @@ class ShortWay(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what it cannot read ends the connection."""
-        if self.parser is None or self.transport.is_closing():
+        if self.parser is None:
             return
         try:
             self.parser.feed_data(data)
@@ -276,7 +277,7 @@ class ShortWay(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See `HttpToolsProtocol`."""
-        self.headers.append((name.lower(), value))
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Take a hot request the short way, everything else uvicorn's."""
@@ -285,9 +286,9 @@ class ShortWay(HttpToolsProtocol):
         if len(self.headers) > HEADERS_MAX:
             self._refuse(_head_too_large())
             raise ValueError("too many headers")
-        self._is_upgrading = parser.should_upgrade()
-        if self._is_upgrading:
-            return  # `_ignore_upgrade` begins it again
+        self._is_ignored = parser.should_upgrade() or self.transport.is_closing()
+        if self._is_ignored:
+            return  # `_ignore_upgrade` begins it again; behind a last answer nothing is heard
         by_method = self.hot.get(self.url)
         hot = None if by_method is None else by_method.get(parser.get_method())
         if hot is None:
@@ -297,7 +298,9 @@ class ShortWay(HttpToolsProtocol):
         keep_alive = parser.should_keep_alive()
         if keep_alive and "connection" in headers:
             keep_alive = parser.get_http_version() != "1.0"
-        exchange = _Exchange(self, hot, headers, keep_alive=keep_alive)
+        exchange = _Exchange(self, hot, headers)
+        if not keep_alive:
+            exchange.keep_alive = False
         before = self.cycle
         self.cycle = exchange
         if before is None or before.response_complete:
@@ -309,6 +312,8 @@ class ShortWay(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """See `HttpToolsProtocol`."""
+        if self._is_ignored:
+            return
         cycle: Any = self.cycle
         if cycle.__class__ is _Exchange:
             cycle.receive(body)
@@ -317,14 +322,16 @@ class ShortWay(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """See `HttpToolsProtocol`."""
-        if self._is_upgrading:
+        if self._is_ignored:
             return
         self._is_receiving = False
         cycle: Any = self.cycle
-        if cycle.__class__ is _Exchange:
-            cycle.complete()
-        else:
+        if cycle.__class__ is not _Exchange:
             super().on_message_complete()
+            return
+        cycle.more_body = False
+        if cycle.is_started and not cycle.response_complete:
+            cycle.submit()
 
     def on_response_complete(self) -> None:
         """Let the next pipelined request have its turn."""
@@ -354,6 +361,7 @@ class ShortWay(HttpToolsProtocol):
 
     def _take_the_long_way(self) -> None:
         """Make the scope that uvicorn makes for every request, and go on as it does."""
+        self.headers = [(name.lower(), value) for name, value in self.headers]
         self.expect_100_continue = any(
             name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers
         )
@@ -425,7 +433,7 @@ class ShortWay(HttpToolsProtocol):
             return
         head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
         for name, value in self.headers:
-            if name not in {b"upgrade", b"connection"}:
+            if name.lower() not in {b"upgrade", b"connection"}:
                 head += [name, b": ", value, b"\r\n"]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"".join([*head, b"\r\n", rest]))
