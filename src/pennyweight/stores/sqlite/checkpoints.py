@@ -23,7 +23,7 @@ class Checkpoints:
         """Begin watching the writer's commits."""
         self._connection = connection
         self._writer = writer
-        self._is_stopping = False
+        self._stopping = threading.Event()
         self._limit = FRAMES
         self._due = threading.Event()
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
@@ -32,7 +32,7 @@ class Checkpoints:
 
     def stop(self) -> None:
         """End the thread and close its connection."""
-        self._is_stopping = True
+        self._stopping.set()
         self._due.set()
         self._thread.join()
         self._connection.close(force=True)
@@ -44,9 +44,9 @@ class Checkpoints:
         return apsw.SQLITE_OK
 
     def _run(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             self._due.wait()
-            if self._is_stopping:
+            if self._stopping.is_set():
                 return
             try:
                 self._copy()
@@ -57,7 +57,8 @@ class Checkpoints:
                 return
             # A long reader holds the log's end back: ask again when it has grown.
             self._limit = left + FRAMES
-            self._due.clear()  # `stop` says that it is stopping before it sets this again
+            self._due.clear()
+            # `stop` may have set what was cleared just now; so the loop looks at its own sign.
 
     def _copy(self) -> int:
         """Copy all that no reader holds back; return the frames of the log if any are left."""
