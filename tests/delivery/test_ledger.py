@@ -446,6 +446,12 @@ def test_not_found_and_not_allowed(served: Served) -> None:
     assert code_of(served.send("DELETE", "/v1/accounts/a")) == (405, "method_not_allowed")
 
 
+def test_head(served: Served) -> None:
+    whole, head = (served.send(method, "/v1/assets") for method in ("GET", "HEAD"))
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-length"] == whole.headers["content-length"]
+
+
 def test_operations(served: Served) -> None:
     assert served.get("/livez") == {"status": "alive"}
     assert served.get("/readyz") == {"status": "ready"}

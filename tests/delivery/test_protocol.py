@@ -1,5 +1,6 @@
 """The short way's manners, by raw sockets: pieces, chunks, pipelines, refusals, time-outs."""
 
+import gc
 import json
 import socket
 import struct
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from pennyweight.delivery.http.protocol import _Exchange
 from pennyweight.engine.port import Append, Head
 from pennyweight.stores.memory import MemoryStore
 from served import Raw, Served, request_bytes, transfer
@@ -248,6 +250,20 @@ def test_too_many_connections() -> None:
         assert (first.read().status, other.read().status) == (200, 200)
         with served.connect() as third:
             assert third.read().status == 503
+
+
+def test_no_work_for_the_collector(raw: Raw) -> None:
+    """An answered request leaves no reference cycle behind."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            raw.send(pay() + request_bytes("POST", "/v1/transfers", b"{"))
+            assert [raw.read().status for _ in range(2)] == [201, 400]
+        exchanges = [found for found in gc.get_objects() if isinstance(found, _Exchange)]
+        assert len(exchanges) < 10
+    finally:
+        gc.enable()
 
 
 # ── pipelines ─────────────────────────────────────────────────────────────────────

@@ -79,11 +79,15 @@ def _resource(
         else:
             responder = _read_responder(desk, route, readers, body_max)
         setattr(resource, f"on_{method.lower()}", responder)
+        if method == "GET":
+            resource.on_head = responder
     return resource
 
 
 class _Resource:
     """Carries responders."""
+
+    on_head: "Responder"
 
 
 Responder = Callable[..., Awaitable[None]]

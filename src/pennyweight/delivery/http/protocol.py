@@ -157,6 +157,7 @@ class _Exchange:
         if self.response_complete or self.disconnected:
             return
         self.response_complete = True
+        self.submissions = ()  # their ticket is ours: no cycle is left for the collector
         counts = self.hot.counts
         counts[reply.status] = counts.get(reply.status, 0) + 1
         protocol = self.protocol

@@ -35,7 +35,7 @@ from pennyweight.runtime.driver import ThreadedBook
 
 READERS = 4
 COLLECT_SECONDS = 1.0
-FULL_COLLECTION_EVERY = 60
+FULL_COLLECTION_EVERY = 300
 """Young garbage is collected every second, all of it once in so many seconds."""
 
 
@@ -125,7 +125,11 @@ class Server(uvicorn.Server):
         """Start the book, listen, and say where."""
         self.book.start(asyncio.get_running_loop().call_soon_threadsafe)
         self._limits.now = asyncio.get_running_loop().time()
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # the address cannot be had
+            self.book.stop()
+            raise
         self._expiry.start()
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
