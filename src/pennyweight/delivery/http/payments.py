@@ -495,6 +495,12 @@ def routes(profile: Profile = "seed") -> list[Route]:
     return [*_account_routes(face), *_payment_routes(face)]
 
 
+def _errors(names: dict[str, str], errors: dict[int, str]) -> dict[int, str]:
+    """Return errors with the shape in which this face tells them."""
+    shape = f'`{{"{names["error"]}": …}}`'
+    return {status: f"{sentence}; {shape}" for status, sentence in errors.items()}
+
+
 def _account_routes(face: PaymentsFace) -> list[Route]:
     names = face.names
     return [
@@ -530,7 +536,7 @@ def _account_routes(face: PaymentsFace) -> list[Route]:
                 },
                 answer=dict[str, str],
                 answer_example={},
-                errors=_ERRORS,
+                errors=_errors(names, _ERRORS),
             ),
         ),
         ReadRoute(
@@ -542,7 +548,7 @@ def _account_routes(face: PaymentsFace) -> list[Route]:
                 summary="Show one account",
                 answer=AccountShown,
                 answer_example=_BUYER,
-                errors={400: "the id is no number", 404: _NO_ACCOUNT},
+                errors=_errors(names, {400: "the id is no number", 404: _NO_ACCOUNT}),
             ),
         ),
         CommandRoute(
@@ -559,7 +565,7 @@ def _account_routes(face: PaymentsFace) -> list[Route]:
                 ),
                 answer=dict[str, str],
                 answer_example={},
-                errors={**_ERRORS, 404: _NO_ACCOUNT},
+                errors=_errors(names, {**_ERRORS, 404: _NO_ACCOUNT}),
             ),
         ),
         ReadRoute(
@@ -572,7 +578,9 @@ def _account_routes(face: PaymentsFace) -> list[Route]:
                 description="Whatever changed it: payments, transfers and holds of all products.",
                 answer=history_answer(names),
                 answer_example={names["history"]: [_LINE], names["next_cursor"]: None},
-                errors={400: "a parameter is not as it should be", 404: _NO_ACCOUNT},
+                errors=_errors(
+                    names, {400: "a parameter is not as it should be", 404: _NO_ACCOUNT}
+                ),
                 parameters={
                     "limit": f"lines of a page, 1 to {PAGE_SIZE_MAX}; {PAGE_SIZE} if not given",
                     "cursor": "next_cursor of the page before",
@@ -617,7 +625,7 @@ def _payment_routes(face: PaymentsFace) -> list[Route]:
                 request_example=new_payment,
                 answer=PaymentShown,
                 answer_example=_PAID,
-                errors={**_ERRORS, 404: _NO_ACCOUNT},
+                errors=_errors(names, {**_ERRORS, 404: _NO_ACCOUNT}),
             ),
         ),
         CommandRoute(
@@ -636,7 +644,7 @@ def _payment_routes(face: PaymentsFace) -> list[Route]:
                 request_example={names["payments"]: [new_payment]},
                 answer=list_answer(names["payments"], PaymentShown, "Payments"),
                 answer_example={names["payments"]: [_PAID]},
-                errors={**_ERRORS, 404: _NO_ACCOUNT},
+                errors=_errors(names, {**_ERRORS, 404: _NO_ACCOUNT}),
             ),
         ),
         ReadRoute(
