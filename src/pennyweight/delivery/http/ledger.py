@@ -142,7 +142,11 @@ def _parse_transfer(request: Request, _: Standing) -> Submission | list[Submissi
     if b'"transfers"' in raw and _is_list(raw):
         return _parse_list(request)
     body = read(_transfer_decoder, raw)
-    return _submission(_transfer(body), request, body)
+    return Submission(
+        _transfer(body),
+        key=key_of(request, body.idempotency_key),
+        not_after=deadline_of(request, body.not_after),
+    )
 
 
 def _is_list(raw: bytes) -> bool:

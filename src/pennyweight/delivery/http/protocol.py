@@ -12,14 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import (
-    HEADER_VALUE_RE,
-    STATUS_LINE,
-    HttpToolsProtocol,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pennyweight.delivery.http.app import GONE, headers_of, too_large
 from pennyweight.delivery.http.desk import Desk
+from pennyweight.delivery.http.heads import Heads
 from pennyweight.delivery.http.routes import CommandRoute, Reply, Request
 from pennyweight.delivery.http.wire import problem
 from pennyweight.engine.engine import Submission
@@ -28,7 +25,6 @@ from pennyweight.engine.receipts import Outcome, Receipt
 HEADERS_MAX = 100
 HEAD_BYTES_MAX = 64 * 1024
 
-_HEADS_MAX = 256
 _NOTHING: dict[str, str] = {}
 _CLOSE = (("Connection", "close"),)
 
@@ -53,17 +49,6 @@ class Limits:
         self.stall_seconds = stall_seconds
         self.now = 0.0
         """The loop's time in seconds, as of the last sweep."""
-        self._default_headers: list[tuple[bytes, bytes]] = []
-        self._default_head = b""
-
-    def default_head(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """Return the headers that every answer has, as lines; uvicorn renews them every second."""
-        if headers is not self._default_headers:
-            self._default_headers = headers
-            self._default_head = b"".join(
-                part for name, value in headers for part in (name, b": ", value, b"\r\n")
-            )
-        return self._default_head
 
 
 class HotRoute:
@@ -176,6 +161,7 @@ class ShortWay(HttpToolsProtocol):
 
     desk: Desk
     limits: Limits
+    heads: Heads
     hot: dict[bytes, dict[bytes, HotRoute]]
     """Hot routes by path and method."""
 
@@ -383,26 +369,11 @@ class ShortWay(HttpToolsProtocol):
 
     def write_reply(self, reply: Reply, exchange: _Exchange) -> None:
         """Write a whole reply, byte for byte as the long way does."""
-        head, is_closing = _head_of(reply)
-        ending = b"\r\n\r\n"
-        if is_closing:
+        default_headers = self.server_state.default_headers
+        is_last = not exchange.keep_alive
+        self.transport.write(self.heads.message(reply, default_headers, is_last=is_last))
+        if is_last or (reply.headers and self.heads.is_closing(reply, default_headers)):
             exchange.keep_alive = False
-        elif not exchange.keep_alive:
-            ending = b"\r\nconnection: close\r\n\r\n"
-        body = reply.body
-        self.transport.write(
-            b"".join(
-                (
-                    STATUS_LINE[reply.status],
-                    self.limits.default_head(self.server_state.default_headers),
-                    head,
-                    b"%d" % len(body),
-                    ending,
-                    body,
-                )
-            )
-        )
-        if not exchange.keep_alive:
             self.transport.close()
 
     def _refuse(self, reply: Reply) -> None:
@@ -410,18 +381,8 @@ class ShortWay(HttpToolsProtocol):
         active = self.active
         is_silent = active is not None and getattr(active, "response_started", False)
         if not is_silent:
-            head, _ = _head_of(reply)
-            self.transport.write(
-                b"".join(
-                    (
-                        STATUS_LINE[reply.status],
-                        self.limits.default_head(self.server_state.default_headers),
-                        head,
-                        b"%d\r\n\r\n" % len(reply.body),
-                        reply.body,
-                    )
-                )
-            )
+            default_headers = self.server_state.default_headers
+            self.transport.write(self.heads.message(reply, default_headers, is_last=True))
         self.transport.close()
 
     def _ignore_upgrade(self, rest: bytes) -> None:
@@ -438,29 +399,6 @@ class ShortWay(HttpToolsProtocol):
                 head += [name, b": ", value, b"\r\n"]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"".join([*head, b"\r\n", rest]))
-
-
-_heads: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[bytes, bool]] = {}
-
-
-def _head_of(reply: Reply) -> tuple[bytes, bool]:
-    """Return a reply's headers up to the value of content-length, and whether one says close."""
-    key = (reply.content_type, reply.headers)
-    known = _heads.get(key)
-    if known is not None:
-        return known
-    lines = [b"content-type: ", reply.content_type.encode("latin-1"), b"\r\n"]
-    is_closing = False
-    for name, value in reply.headers:
-        if HEADER_VALUE_RE.search(value.encode("latin-1")):
-            raise ValueError(f"header {name} cannot be written")
-        lines += [name.lower().encode("latin-1"), b": ", value.encode("latin-1"), b"\r\n"]
-        is_closing = is_closing or (name.lower(), value.lower()) == ("connection", "close")
-    lines.append(b"content-length: ")
-    found = b"".join(lines), is_closing
-    if len(_heads) < _HEADS_MAX:
-        _heads[key] = found
-    return found
 
 
 def _leave(cycle: Any) -> None:
@@ -490,4 +428,5 @@ def short_way(desk: Desk, routes: Sequence[Any], limits: Limits) -> type[ShortWa
         if isinstance(route, CommandRoute) and route.is_hot:
             found = HotRoute(route, desk.metrics.counts_of(route))
             hot.setdefault(route.path.encode(), {})[route.method.encode()] = found
-    return type("BoundShortWay", (ShortWay,), {"desk": desk, "limits": limits, "hot": hot})
+    members = {"desk": desk, "limits": limits, "heads": Heads(), "hot": hot}
+    return type("BoundShortWay", (ShortWay,), members)

@@ -168,26 +168,25 @@ def key_of(request: Request, in_body: str | None = None) -> str:
     From the header `Idempotency-Key` (ASCII) or the body; both may be there if they are equal.
     """
     header = request.headers.get("idempotency-key")
-    if header is None:
-        if in_body is None:
-            return ""
-        key = in_body
-    else:
-        key = header
-        if in_body is not None and in_body != header:
-            raise BadRequest(
-                "idempotency_key_ambiguous", "the Idempotency-Key header and the body's key differ"
-            )
-    if (
-        not 0 < len(key) <= KEY_LENGTH_MAX
-        or not key.isprintable()
-        or not (header is None or key.isascii())
-    ):
+    key = in_body if header is None else header
+    if key is None:
+        return ""
+    if in_body is not None and in_body != key:
         raise BadRequest(
-            "idempotency_key_invalid",
-            f"an idempotency key has 1 to {KEY_LENGTH_MAX} printable characters",
+            "idempotency_key_ambiguous", "the Idempotency-Key header and the body's key differ"
         )
+    if not 0 < len(key) <= KEY_LENGTH_MAX or not key.isprintable():
+        raise _bad_key()
+    if header is not None and not key.isascii():
+        raise _bad_key()
     return key
+
+
+def _bad_key() -> BadRequest:
+    return BadRequest(
+        "idempotency_key_invalid",
+        f"an idempotency key has 1 to {KEY_LENGTH_MAX} printable characters",
+    )
 
 
 def deadline_of(request: Request, in_body: datetime | None = None) -> int | None:
