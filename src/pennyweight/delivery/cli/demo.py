@@ -113,7 +113,7 @@ try these in another terminal:
 
   curl {at}/account/{buyer}
   curl -H 'content-type: application/json' -d '{body}' {at}/payments
-  curl '{at}/v1/accounts/user:{FIRST_ID + 1}:USD/statement?limit=3'
+  curl '{at}/v1/accounts/user:{FIRST_ID + 1}:USD/statement?order=newest&limit=3'
 
 payments and bets are going on; Ctrl-C stops
 """
