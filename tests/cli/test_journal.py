@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import pytest
 from pennyweight.assemble import open_inline, open_store
 from pennyweight.config import Config
 from pennyweight.engine.port import Head
-from pennyweight.engine.rebuild import answers_of, known_commands
+from pennyweight.engine.rebuild import Rebuilt, answers_of, known_commands
 from pennyweight.engine.verification import verify
+from pennyweight.ledger.entries import Entry
 from pennyweight.products.general import Transfer
 from pennyweight.runtime.copying import CopyFailed, export_lines, import_lines, read_first_line
 from pennyweight.runtime.inline import InlineBook
@@ -119,6 +120,29 @@ def test_a_changed_export_is_refused(
 ) -> None:
     with pytest.raises(CopyFailed, match=problem.replace("(", r"\(")):
         copy_of(change(list(lines)))
+
+
+class NoUsers:
+    """A law that no account of a user keeps."""
+
+    def entry(self, entry: Entry, book: Rebuilt) -> str | None:
+        return "a user" if any(o.id.startswith("user:") for o in entry.openings) else None
+
+    def end(self, book: Rebuilt) -> Iterable[tuple[int, str]]:
+        return ()
+
+
+def test_a_book_that_breaks_a_law_is_not_copied(lines: list[bytes]) -> None:
+    store = MemoryStore(Head(book="main", incarnation="third"))
+    with pytest.raises(CopyFailed, match="entry 10: a user"):
+        import_lines(
+            read_first_line(lines[0]),
+            lines[1:],
+            store,
+            "x",
+            answers=ANSWERS,
+            invariants=[NoUsers()],
+        )
 
 
 def test_a_store_with_entries_takes_no_copy(lines: list[bytes]) -> None:

@@ -25,7 +25,7 @@ from pennyweight.engine.port import (
     SealedBatch,
     Store,
 )
-from pennyweight.engine.rebuild import Answers, Rebuilt, back_dated_lines
+from pennyweight.engine.rebuild import Answers, Invariant, Rebuilt, back_dated_lines
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.entries import FORMAT, CorruptEntry, CursorMove, Entry, decode_entry
 from pennyweight.ledger.holds import Hold
@@ -137,6 +137,7 @@ def import_lines(
     incarnation: str,
     *,
     answers: Answers,
+    invariants: Iterable[Invariant] = (),
     progress: Progress = lambda _done, _all: None,
 ) -> Head:
     """Write the book of these lines into an empty store, and return its head.
@@ -144,7 +145,7 @@ def import_lines(
     Every rule is checked on the way, and the chain after every batch. `incarnation` names
     the new life of the book. Raises CopyFailed; the store is then to be thrown away.
     """
-    taker = _Copy(first, store, answers)
+    taker = _Copy(first, store, answers, invariants)
     for number, line in enumerate(lines, start=2):
         taker.take(number, line)
         if number % 1_000 == 0:
@@ -155,12 +156,14 @@ def import_lines(
 class _Copy:
     """A copy in the making: batches are written one later, so that the last one is known."""
 
-    def __init__(self, first: FirstLine, store: Store, answers: Answers) -> None:
+    def __init__(
+        self, first: FirstLine, store: Store, answers: Answers, invariants: Iterable[Invariant]
+    ) -> None:
         self._first = first
         self._store = store
         self._number = 1
         self._problem = ""
-        self._rebuilt = Rebuilt(self._complain, answers=answers)
+        self._rebuilt = Rebuilt(self._complain, answers=answers, invariants=invariants)
         self._head = store.head()
         self._header: BatchHeader | None = None
         self._chain = b""

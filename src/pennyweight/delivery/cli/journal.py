@@ -1,9 +1,8 @@
 """`pennyweight export` and `pennyweight import`: a book as lines of JSON, and back."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -75,7 +74,7 @@ def import_book(
     Example: pennyweight import book.jsonl --data copy
     """
     with _reading(file) as source:
-        lines = _lines(source)
+        lines = iter(source)
         try:
             first = read_first_line(next(lines, b""))
             with (
@@ -83,7 +82,13 @@ def import_book(
                 roof().create_book(data, first.book) as (store, incarnation),
             ):
                 head = import_lines(
-                    first, lines, store, incarnation, answers=roof().answers(), progress=tell
+                    first,
+                    lines,
+                    store,
+                    incarnation,
+                    answers=roof().answers(),
+                    invariants=roof().invariants(),
+                    progress=tell,
                 )
         except CopyFailed as error:
             raise UserError(f"{file}: {error}; nothing was imported") from None
@@ -104,8 +109,3 @@ def _reading(file: Path) -> Iterator[BinaryIO]:
             yield opened
     except FileNotFoundError:
         raise UserError(f"there is no file {file}", code=2) from None
-
-
-def _lines(source: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file; an empty file has no first line."""
-    return chain(source)
