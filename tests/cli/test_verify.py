@@ -152,3 +152,13 @@ def test_a_random_book_has_the_same_digest_in_a_file_and_in_memory(tmp_path: Pat
     assert on_disk.sequence == in_memory.sequence
     opened = open_store(tmp_path)
     opened.close()
+
+
+def test_progress_is_shown_to_who_is_watching(
+    paid: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("verify", "--data", paid).err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    ran = cli("verify", "--data", paid)
+    assert "verifying" in ran.err
+    assert "14/14" in ran.err
