@@ -736,3 +736,20 @@ def test_cache_refuses_what_would_be_wrong():
     with pytest.raises(RuntimeError, match="not resident"):
         facts.update({stranger.id: stranger}, [])
     assert facts.get("user:9") is None
+
+
+def test_load_reads_several_accounts_in_one_round():
+    stage = funded(Stage(), 1, 2, 3, 4, 5)
+    engine = stage.book.engine
+    engine.cache.clear()
+    names = [f"user:{n}:USD" for n in range(1, 7)]
+
+    def rule(draft):
+        draft.load(names)
+        return [draft.find_account(name) is not None for name in names]
+
+    before = engine.deferrals
+    assert stage.execute(probe(rule)).answer == [True] * 5 + [False]
+    assert engine.deferrals == before + 1
+    assert stage.execute(probe(rule)).answer == [True] * 5 + [False]
+    assert engine.deferrals == before + 1

@@ -359,3 +359,137 @@ def test_settle_that_overdraws_another_hold_is_refused():
             user:1:USD      4 held 4
     """)
     assert not any(isinstance(a, SealError) for a in stage.answers)
+
+
+# ── edges, found by mutation ──────────────────────────────────────────────────────
+
+LIMIT = 10**38
+
+
+def test_smallest_unit_is_an_amount():
+    stage = play("""
+        given
+            user:1:USD      10
+            user:2:USD
+        when
+            transfer user:1:USD user:2:USD USD 0.000000000000000001        -> done
+            place_hold user:1:USD USD 0.000000000000000001                 -> done
+            settle_hold 1 0.000000000000000001 user:2:USD                  -> done
+    """)
+    assert stage.store.account("user:2:USD").posted == 2
+
+
+def test_balances_reach_38_digits_and_no_more():
+    stage = Stage()
+
+    def move(amount):
+        def rule(draft):
+            draft.open_account("house:1:USD")
+            draft.open_account("house:2:USD")
+            draft.transfer("house:1:USD", "house:2:USD", amount)
+
+        return probe(rule, "house:1", "house:2")
+
+    assert stage.execute(move(LIMIT)).reason is Reason.BALANCE_TOO_LARGE
+    assert isinstance(stage.execute(move(LIMIT - 1)), Receipt)
+
+    def one_more(debit, credit):
+        rule = probe(
+            lambda draft: draft.transfer(debit, draft.own_account(credit), 1),
+            *(account.rpartition(":")[0] for account in (debit, credit)),
+        )
+        return stage.execute(rule)
+
+    assert one_more("house:1:USD", "house:3:USD").reason is Reason.BALANCE_TOO_LARGE
+    stage.fund("house:3:USD")
+    assert one_more("world:USD", "house:2:USD").reason is Reason.ACCOUNT_NOT_FOUND
+    stage.play("when\n transfer world:USD house:3:USD USD 1 -> done")
+    assert one_more("world:USD", "house:2:USD").reason is Reason.BALANCE_TOO_LARGE
+
+
+def test_held_amounts_reach_38_digits_and_no_more():
+    def hold(amount):
+        def rule(draft):
+            draft.open_account("house:1:USD")
+            return draft.place_hold("house:1:USD", amount).id
+
+        return Stage().execute(probe(rule, "house:1"))
+
+    assert hold(LIMIT).reason is Reason.BALANCE_TOO_LARGE
+    assert hold(LIMIT - 1).answer == 1
+
+
+def test_rule_cannot_open_what_is_no_account_id():
+    def opening(account_id):
+        rule = probe(lambda draft: draft.open_account(account_id).id, account_id[:4])
+        return Stage().execute(probe(rule.decide, reads=lambda wanted: wanted.account(account_id)))
+
+    assert opening("fees:usd").reason is Reason.ACCOUNT_ID_INVALID
+    assert opening("user:1").reason is Reason.ACCOUNT_ID_INVALID
+    assert opening("suspense:USD").answer == "suspense:USD"
+
+
+def test_rule_cannot_open_too_many_accounts_at_once(monkeypatch):
+    monkeypatch.setattr("pennyweight.ledger.draft.ACCOUNTS_PER_HOLDER_MAX", 3)
+
+    def rule(draft):
+        for name in ("a", "b", "c"):
+            draft.open_account(f"user:1:{name}:USD")
+
+    stage = Stage()
+    assert isinstance(stage.execute(probe(rule, "user:1")), Receipt)
+    assert len(stage.store.accounts(0, 10)) == 3
+    stage = Stage()
+    stage.fund("user:1:USD")
+    assert stage.execute(probe(rule, "user:1")).reason is Reason.TOO_MANY_ACCOUNTS
+
+
+def test_settle_releases_the_rest_unless_told_otherwise():
+    stage = Stage()
+    stage.fund("user:1:USD", "10")
+
+    def rule(draft):
+        hold = draft.place_hold("user:1:USD", 5 * ONE)
+        return draft.settle_hold(hold.id, draft.own_account("world:USD"), ONE).remaining
+
+    assert run(stage, rule, "user:1", "world") == 0
+
+
+def test_fact_on_a_closed_account_is_owed_whatever_its_floor():
+    stage = play("""
+        when
+            open_account user:1:USD -10     -> done
+            close_account user:1:USD        -> done
+    """)
+    take = probe(
+        lambda draft: draft.take("user:1:USD", draft.own_account("house:USD"), 3), "user:1", "house"
+    )
+    assert stage.execute(take).answer == 3
+    stage.play("""
+        then
+            user:1:USD      0 closed
+    """)
+
+
+def test_entry_lists_openings_closings_holds_and_all_lines():
+    stage = play("""
+        given
+            user:1:USD      5
+        when
+            place_hold user:1:USD USD 2     -> done
+            open_account user:2:USD -3      -> done
+            close_account user:2:USD        -> done
+    """)
+    last = stage.store.head().sequence
+    held, opened, closed = (decode_entry(stage.store.entry(last - back)) for back in (2, 1, 0))
+    assert [(line.account, line.change, line.held) for line in held.lines] == [
+        ("user:1:USD", -1, 2 * ONE)
+    ]
+    assert [(change.verb, change.held, change.hold.id) for change in held.holds] == [
+        ("place", 2 * ONE, 1)
+    ]
+    assert held.counters == {"hold": 1}
+    assert [(o.id, o.holder, o.asset, o.floor) for o in opened.openings] == [
+        ("user:2:USD", "user:2", "USD", -3 * ONE)
+    ]
+    assert closed.closings == ["user:2:USD"]

@@ -254,3 +254,24 @@ def test_reversal_leaves_paid_back_what_is_paid_back():
             user:1:USD          0 owed 0
             owed:user:1:USD     0
     """)
+
+
+def test_credit_on_hold_leaves_earlier_money_alone():
+    """Only what the entry credits and does not hold pays back, even where more is available."""
+    stage = owing(30)
+
+    def credit_and_hold(amount, held):
+        def rule(draft):
+            draft.transfer("user:2:USD", "user:1:USD", amount * ONE)
+            draft.place_hold("user:1:USD", held * ONE)
+
+        return stage.execute(probe(rule, "user:1", "user:2"))
+
+    credit_and_hold(6, 6)
+    stage.execute(probe(lambda draft: draft.void_hold(1).id, reads=lambda wanted: wanted.hold(1)))
+    credit_and_hold(8, 6)
+    stage.play("""
+        then
+            user:1:USD          12 held 6 owed 18
+            owed:user:1:USD     -18
+    """)

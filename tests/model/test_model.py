@@ -379,9 +379,9 @@ def test_random_walk(place, seed):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("seed", range(100, 106))
+@pytest.mark.parametrize("seed", range(100, 104))
 def test_random_walk_long(place, seed):
-    walk(place, seed, 1_500)
+    walk(place, seed, 250)
 
 
 @pytest.mark.parametrize("seed", range(3))
