@@ -296,10 +296,10 @@ TestMemoryBook = machine("memory", max_examples=40, stateful_step_count=30, dera
 TestSqliteBook = machine("sqlite", max_examples=12, stateful_step_count=25, derandomize=True)
 
 TestMemoryBookLong = pytest.mark.heavy(
-    machine("memory", max_examples=300, stateful_step_count=80, derandomize=False)
+    machine("memory", max_examples=150, stateful_step_count=60, derandomize=False)
 )
 TestSqliteBookLong = pytest.mark.heavy(
-    machine("sqlite", max_examples=80, stateful_step_count=60, derandomize=False)
+    machine("sqlite", max_examples=40, stateful_step_count=50, derandomize=False)
 )
 
 
