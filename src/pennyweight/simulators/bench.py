@@ -12,7 +12,7 @@ from pennyweight.simulators.crew import Report, Worker
 from pennyweight.simulators.figures import Figures, Growth, Setting, Spent, figures_of, middle_of
 from pennyweight.simulators.inprocess import fill, open_book
 from pennyweight.simulators.jobs import FacadeJob, InProcessJob, LoadJob
-from pennyweight.simulators.machine import size_bytes, sync_times, usage
+from pennyweight.simulators.machine import Usage, size_bytes, sync_times, usage
 from pennyweight.simulators.sampling import Skew
 from pennyweight.simulators.server import Server, verify
 from pennyweight.simulators.workloads import WORKLOADS, Target
@@ -88,13 +88,20 @@ def _run_served(setting: Setting, directory: Path, report: Report) -> Figures:
         with Worker(_load_job(setting, address, name)) as worker:
             worker.wait_until_ready()
             batches, before = asker.batches(), usage(server.pid)
-            rows = worker.finish(setting.seconds + setting.warm_up_seconds, report)
+            seen: list[Usage | None] = []
+
+            def watch(what: str, share: float) -> None:
+                seen.append(usage(server.pid))
+                report(what, share)
+
+            rows = worker.finish(setting.seconds + setting.warm_up_seconds, watch)
             after, batches_after = usage(server.pid), asker.batches()
     syncs += sync_times(directory)
     report("verifying the book", 1.0)
     verdict = verify(book)
     spent = Spent(
         before=before,
+        middle=seen[len(seen) // 2] if seen else None,
         after=after,
         answered=max(1, sum(rows[0].statuses.values())),
         growth=Growth(size_bytes(book) - filled.size_bytes, verdict.sequence - filled.entries),

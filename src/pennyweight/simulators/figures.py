@@ -50,6 +50,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     """What the measured process and its disk spent on so many commands (`answered`)."""
 
     before: Usage | None = None
+    middle: Usage | None = None
     after: Usage | None = None
     answered: int = 1
     growth: Growth | None = None
@@ -61,7 +62,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 class Figures(msgspec.Struct, kw_only=True):
     """What came out; the first case stands at the top, all of them in `rows`.
 
-    What cannot be known of a foreign server, or without a disk or /proc, is None.
+    `rss_mb` is the memory in the end. What cannot be known of a foreign server, or without a disk or /proc, is None.
     `server_cpu_us` and `client_cpu_us` are processor time for each command.
     `bytes_per_transfer` is how much the book grew, `written_bytes_per_transfer` what the
     process sent to the disk for it. `runs` are the rates of all runs. `stolen_percent` is the share of processor time that
@@ -80,6 +81,7 @@ class Figures(msgspec.Struct, kw_only=True):
     fdatasync_p50_us: int | None
     rss_mb: float | None
     rss_start_mb: float | None
+    rss_middle_mb: float | None
     server_cpu_us: float | None
     client_cpu_us: float
     bytes_per_transfer: float | None
@@ -137,6 +139,7 @@ def figures_of(
         fdatasync_p50_us=median_microseconds(spent.syncs) if spent.syncs else None,
         rss_mb=_mebibytes(spent.after),
         rss_start_mb=_mebibytes(spent.before),
+        rss_middle_mb=_mebibytes(spent.middle),
         server_cpu_us=_each(spent, "cpu_microseconds"),
         client_cpu_us=top.cpu_us,
         bytes_per_transfer=None

@@ -179,13 +179,18 @@ def _show(figures: Figures) -> None:
         console.print(f"first wrong: {figures.first_wrong}", markup=False)
 
 
+def _memory_before(figures: Figures) -> str:
+    before = f"{figures.rss_start_mb} before the load"
+    return before if figures.rss_middle_mb is None else f"{before}, {figures.rss_middle_mb} halfway"
+
+
 def _beside(figures: Figures) -> Iterator[tuple[str, str]]:
     """Yield what is known beside the cases, with its unit."""
     known = (
         ("durability", figures.durability, ""),
         ("mean batch", figures.mean_batch, " commands"),
         ("disk's own fdatasync, p50", figures.fdatasync_p50_us, " µs"),
-        ("server's memory", figures.rss_mb, f" MiB, {figures.rss_start_mb} before the load"),
+        ("server's memory", figures.rss_mb, f" MiB, {_memory_before(figures)}"),
         ("server's CPU per command", figures.server_cpu_us, " µs"),
         ("book's growth per command", figures.bytes_per_transfer, " bytes"),
         ("written per command", figures.written_bytes_per_transfer, " bytes"),
