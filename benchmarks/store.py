@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import apsw
@@ -45,11 +45,13 @@ class KeyTable(KeyIndex):
             " WITHOUT ROWID"
         )
 
-    def read(self, connection: apsw.Connection, product: str, key: str) -> bytes | None:
+    def read(
+        self, connection: apsw.Connection, names: Iterable[tuple[str, str]]
+    ) -> dict[tuple[str, str], bytes | None]:
         sql = (
             "SELECT body FROM keys JOIN entries USING (sequence) WHERE keys.product = ? AND key = ?"
         )
-        return connection.execute(sql, (product, key)).get
+        return {name: connection.execute(sql, name).get for name in names}
 
     def add(self, connection: apsw.Connection, rows: list[KeyRow], last_sequence: int) -> None:
         connection.executemany(

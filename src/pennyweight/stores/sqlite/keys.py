@@ -219,15 +219,15 @@ class KeyIndex:
         """
         absent = self._absent
         added = self._added = []
+        seen: set[tuple[str, str]] = set()
         for row in rows:
-            hashed = absent.pop((row.product, row.key), None)
+            name = (row.product, row.key)
+            hashed = absent.pop(name, None)
             if hashed is None:  # nobody has looked for it, or it comes twice
-                hashed = self._hash(row.product, row.key)
-                earlier = {(other.product, other.key) for other in rows[: len(added)]}
-                if (row.product, row.key) in earlier or (
-                    self._find(connection, hashed, row.product, row.key) is not None
-                ):
+                hashed = self._hash(*name)
+                if name in seen or self._find(connection, hashed, *name) is not None:
                     raise ConstraintFailed(f"key {row.key!r} of {row.product} is bound already")
+            seen.add(name)
             added.append((hashed, row.sequence))
         self._last_sequence = last_sequence
         self._debt += 2 * len(rows)
