@@ -75,6 +75,7 @@ class ThreadedBook:
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_waiting = False
         self._is_stopping = False
+        self._is_troubled = False
         self._late_at = 0.0
         self._thread = threading.Thread(target=self._run, name="pennyweight-engine", daemon=True)
 
@@ -92,7 +93,8 @@ class ThreadedBook:
 
     def submit(self, submission: Submission) -> None:
         """Queue a command; its ticket is called with the outcome. Raises Unavailable, QueueFull."""
-        self.check()
+        if self._is_troubled:
+            self.check()
         self.engine.submit(submission)
         if self._is_waiting:
             self._is_waiting = False
@@ -109,7 +111,7 @@ class ThreadedBook:
 
     def stop(self, timeout_seconds: float | None = None) -> None:
         """Decide what waits, then end the thread. New commands are refused from now on."""
-        self._is_stopping = True
+        self._is_stopping = self._is_troubled = True
         self._bell.put(None)
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds)
@@ -123,6 +125,7 @@ class ThreadedBook:
         except BaseException as error:
             log.critical("the engine thread broke", exc_info=error)
             self.failure = f"the engine broke: {error!r}"
+            self._is_troubled = True
             self._hand_over(self.engine.failed(error))
             self._hand_over(self.engine.drain(self.failure))
             time.sleep(_LAST_WORDS_SECONDS)
@@ -131,6 +134,7 @@ class ThreadedBook:
     def _step(self) -> bool:
         """Commit one batch, or wait for one; False when it is time to end."""
         now = self.clock.now()
+        self._is_troubled = bool(self.failure) or self.clock.is_drifting or self._is_stopping
         if self.failure or self.clock.is_drifting:
             self._hand_over(self.engine.drain(self.failure or "the clock jumped"))
             return self._wait()
@@ -160,6 +164,7 @@ class ThreadedBook:
         """A constraint is retried in halves; anything else ends all commits on this book."""
         if not isinstance(error, ConstraintFailed):
             self.failure = f"{type(error).__name__}: {error}"
+            self._is_troubled = True
             log.critical("the store failed; nothing more is committed", exc_info=error)
         else:
             log.error("a batch contradicted the store", exc_info=error)

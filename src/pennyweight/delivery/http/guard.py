@@ -8,7 +8,6 @@ With keys every call needs one, except on faces that the operator opened by name
 import ipaddress
 import time
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
 from pathlib import Path
 
 import structlog
@@ -21,6 +20,7 @@ RELOAD_SECONDS = 1.0
 OPERATIONS = "operations"
 """The face of /metrics, /openapi.json and /docs: any valid key opens it."""
 
+_HOSTS_MAX = 64
 _OWN_SITES = (None, "same-origin", "none")
 
 log = structlog.get_logger(__name__)
@@ -61,6 +61,7 @@ class Guard:
         self._keys: dict[str, keys.ApiKey] = {}
         self._stamp: tuple[int, int, int] | None = None
         self._reload_at = 0.0
+        self._local_hosts: set[str] = set()
         self._reload()
 
     @property
@@ -73,13 +74,33 @@ class Guard:
         if self._monotonic() >= self._reload_at:
             self._reload()
         if not self._keys and self._is_loopback:
-            return _check_local(headers)
+            if (
+                headers.get("host") in self._local_hosts
+                and "origin" not in headers
+                and "sec-fetch-site" not in headers
+            ):
+                return None
+            return self._check_local(headers)
         if face in self._open_faces:
             return None
         signature = self._signed_faces.get(face)
         if signature is not None and headers.get(signature):
             return None
         return self._check_key(face, headers.get("authorization"), is_write=is_write)
+
+    def _check_local(self, headers: Mapping[str, str]) -> Reply | None:
+        """Refuse what a web page of somebody else could have sent to this machine."""
+        host = headers.get("host")
+        if host is None or not _is_local_host(host):
+            return problem(403, "host_refused", "without keys only loopback names are answered")
+        if len(self._local_hosts) < _HOSTS_MAX:
+            self._local_hosts.add(host)
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            return problem(403, "origin_refused", "requests of other web pages are refused")
+        if headers.get("sec-fetch-site") not in _OWN_SITES:
+            return problem(403, "origin_refused", "requests of other web pages are refused")
+        return None
 
     def _check_key(self, face: str, authorization: str | None, *, is_write: bool) -> Reply | None:
         scheme, _, token = (authorization or "").partition(" ")
@@ -115,20 +136,6 @@ class Guard:
             log.warning("the key file is unreadable; keys stay as they were", error=str(error))
 
 
-def _check_local(headers: Mapping[str, str]) -> Reply | None:
-    """Refuse what a web page of somebody else could have sent to this machine."""
-    host = headers.get("host")
-    if host is None or not _is_local_host(host):
-        return problem(403, "host_refused", "without keys only loopback names are answered")
-    origin = headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != host:
-        return problem(403, "origin_refused", "requests of other web pages are refused")
-    if headers.get("sec-fetch-site") not in _OWN_SITES:
-        return problem(403, "origin_refused", "requests of other web pages are refused")
-    return None
-
-
-@lru_cache(maxsize=256)
 def _is_local_host(host: str) -> bool:
     """Whether a Host header, with or without its port, names this machine."""
     if host.startswith("["):

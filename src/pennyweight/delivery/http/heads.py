@@ -22,7 +22,11 @@ class Heads:
 
     def message(self, reply: Reply, default_headers: DefaultHeaders, *, is_last: bool) -> bytes:
         """Return a whole answer; `is_last` tells the client that the connection closes."""
-        head, is_closing = self._head(reply, default_headers)
+        if default_headers is not self._default_headers:
+            self._default_headers = default_headers
+            self._known.clear()
+        known = self._known.get((reply.status, reply.content_type, reply.headers))
+        head, is_closing = known or self._head(reply, default_headers)
         body = reply.body
         if is_last and not is_closing:
             return b"%b%d\r\nconnection: close\r\n\r\n%b" % (head, len(body), body)
@@ -34,9 +38,6 @@ class Heads:
 
     def _head(self, reply: Reply, default_headers: DefaultHeaders) -> tuple[bytes, bool]:
         """Return the head up to the value of content-length, and whether it says close."""
-        if default_headers is not self._default_headers:
-            self._default_headers = default_headers
-            self._known.clear()
         key = (reply.status, reply.content_type, reply.headers)
         known = self._known.get(key)
         if known is None:

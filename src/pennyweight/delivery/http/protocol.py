@@ -145,9 +145,7 @@ class _Exchange:
         self.submissions = ()  # their ticket is ours: no cycle is left for the collector
         counts = self.hot.counts
         counts[reply.status] = counts.get(reply.status, 0) + 1
-        protocol = self.protocol
-        protocol.write_reply(reply, self)
-        protocol.on_response_complete()
+        self.protocol.finish(reply, self)
 
     def leave(self) -> None:
         """The client is gone: take back what was not decided yet."""
@@ -302,10 +300,12 @@ class ShortWay(HttpToolsProtocol):
         if self._is_ignored:
             return
         cycle: Any = self.cycle
-        if cycle.__class__ is _Exchange:
+        if cycle.__class__ is not _Exchange:
+            super().on_body(body)
+        elif cycle.body or len(body) > self.limits.body_max:
             cycle.receive(body)
         else:
-            super().on_body(body)
+            cycle.body = body
 
     def on_message_complete(self) -> None:
         """See `HttpToolsProtocol`."""
@@ -367,14 +367,19 @@ class ShortWay(HttpToolsProtocol):
 
     # ── writing ───────────────────────────────────────────────────────────────────
 
-    def write_reply(self, reply: Reply, exchange: _Exchange) -> None:
-        """Write a whole reply, byte for byte as the long way does."""
+    def finish(self, reply: Reply, exchange: _Exchange) -> None:
+        """Write a whole reply, byte for byte as the long way does, and go on."""
         default_headers = self.server_state.default_headers
         is_last = not exchange.keep_alive
         self.transport.write(self.heads.message(reply, default_headers, is_last=is_last))
         if is_last or (reply.headers and self.heads.is_closing(reply, default_headers)):
             exchange.keep_alive = False
             self.transport.close()
+        if self.pipeline or self.flow.read_paused:
+            self.on_response_complete()
+        else:
+            self.active = None
+            self._since = self.limits.now
 
     def _refuse(self, reply: Reply) -> None:
         """Answer outside of any exchange, and close."""
