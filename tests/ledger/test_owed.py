@@ -275,3 +275,62 @@ def test_credit_on_hold_leaves_earlier_money_alone():
             user:1:USD          12 held 6 owed 18
             owed:user:1:USD     -18
     """)
+
+
+def test_credit_on_several_holds_counts_them_all():
+    stage = owing(30)
+
+    def release(number):
+        stage.execute(
+            probe(
+                lambda draft: draft.void_hold(number).id, reads=lambda wanted: wanted.hold(number)
+            )
+        )
+
+    def rule(draft):
+        draft.transfer("user:2:USD", "user:1:USD", 9 * ONE)
+        draft.place_hold("user:1:USD", 2 * ONE)
+        draft.place_hold("user:1:USD", 7 * ONE)
+
+    stage.execute(probe(rule, "user:1", "user:2"))
+    release(1)
+    release(2)
+    stage.execute(probe(rule, "user:1", "user:2"))
+    stage.play("""
+        then
+            user:1:USD      18 held 9 owed 20
+    """)
+
+
+def test_credit_pays_back_down_to_a_floor_below_zero():
+    stage = Stage()
+    stage.fund("user:1:USD", "10", floor="-5")
+    stage.fund("user:2:USD", "100")
+    stage.execute(
+        probe(
+            lambda draft: draft.take("user:1:USD", draft.own_account("house:USD"), 20 * ONE),
+            "user:1",
+            "house",
+        )
+    )
+    stage.play("""
+        then
+            user:1:USD      -5 owed 5
+        when
+            transfer user:2:USD user:1:USD USD 3    -> done
+        then
+            user:1:USD      -5 owed 2
+        when
+            transfer user:2:USD user:1:USD USD 3    -> done
+        then
+            user:1:USD      -4 owed 0
+    """)
+
+
+def test_smallest_unit_is_paid_back():
+    owing(30).play("""
+        when
+            transfer user:2:USD user:1:USD USD 0.000000000000000001     -> done
+        then
+            user:1:USD      0 owed 19.999999999999999999
+    """)
