@@ -167,8 +167,9 @@ class Reads(msgspec.Struct, gc=False):
 class Found(msgspec.Struct, gc=False):
     """What `begin` found. What was asked for and is absent maps to None, or to an empty list.
 
-    `holders` also has those of the holds, entries and named accounts asked for, except
-    the resident ones.
+    `holders` also has the holders of the holds and all those that the entries and key
+    entries touched, except the resident ones. What no store can keep (a lone surrogate, an
+    integer beyond 64 bits) is absent, never an error.
     """
 
     holders: dict[str, tuple[list[Account], list[Record]]] = msgspec.field(default_factory=dict)
@@ -190,7 +191,10 @@ class Due(msgspec.Struct, frozen=True, gc=False):
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """Who owns the book, until when (the store's own clock, microseconds), and where it listens."""
+    """Who owns the book, until when (the store's own clock, microseconds), and where it listens.
+
+    `now` is that clock when this was read. One that was given up has expires_at 0 and no address.
+    """
 
     epoch: int
     owner: str
@@ -211,9 +215,12 @@ class Store(Protocol):
     def append(self, batch: Append) -> None:
         """Commit a batch durably, or not at all.
 
-        Raises NotOwner when the head is not `expected`, ConstraintFailed when a version,
-        a key or a constraint contradicts it (nothing written), StoreFailed when the
-        outcome is unknown or the disk failed.
+        Raises NotOwner when the head is not `expected`. Raises ConstraintFailed when a row
+        is not as the batch found it, a version does not move on, a key or a name is
+        taken, a cursor is elsewhere, a balance breaks its floor or has more than 38
+        digits, or something does not fit; in both cases nothing was written and the store
+        goes on. Raises StoreFailed when the outcome is unknown or the disk failed; the
+        store then refuses everything that writes.
         """
 
     def adopt(self, batch: Append) -> None:
@@ -222,7 +229,10 @@ class Store(Protocol):
     def entries(
         self, after: int, limit: int, *, product: str | None = None, is_descending: bool = False
     ) -> list[tuple[int, bytes]]:
-        """Return (sequence, body) of entries after (descending: before) a sequence."""
+        """Return (sequence, body) of entries after (descending: before) a sequence.
+
+        In ascending (descending) order, at most `limit`, of one product or of all.
+        """
 
     def entry(self, sequence: int) -> bytes | None:
         """Return one body."""
@@ -233,7 +243,10 @@ class Store(Protocol):
     def batch_at(
         self, *, sequence: int | None = None, time: int | None = None
     ) -> BatchHeader | None:
-        """Return the batch that holds a sequence, or the last one committed at or before a time."""
+        """Return the batch that holds a sequence, or the last one committed at or before a time.
+
+        One of both is given; with neither, the last batch.
+        """
 
     def receipt(self, product: str, key: str) -> bytes | None:
         """Return the body that bound a key."""
@@ -258,7 +271,10 @@ class Store(Protocol):
     def records(
         self, kind: str, *, label: str | None = None, after: str = "", limit: int = 100
     ) -> list[Record]:
-        """Return records of a kind (with a label) by id, text order, from the one after id `after`."""
+        """Return records of a kind by id, text order, from the one after id `after`.
+
+        With a label, those that carry it as a label or as a unique name.
+        """
 
     def record_named(self, kind: str, name: str) -> Record | None:
         """Return the record that carries a unique name."""
@@ -272,7 +288,11 @@ class Store(Protocol):
         after: tuple[int, str] | None = None,
         limit: int = 100,
     ) -> list[Due]:
-        """Return what is marked on an index with low <= rank <= high, by (rank, id)."""
+        """Return what is marked on an index with low <= rank <= high, by (rank, id).
+
+        Ids are in text order, from the one after (rank, id) `after`; records of different
+        kinds on one index must not share ids. Open holds that expire are on "hold_expiry".
+        """
 
     def back_dated(self, account_id: str, effective_until: int, committed_after: int) -> int:
         """Sum the back-dated postings effective until a moment but committed after another."""
@@ -294,7 +314,10 @@ class Store(Protocol):
         """Return the lease as it stands, or None if there never was one."""
 
     def stage(self, name: str, value: str | None = None) -> str | None:
-        """Read, or set, one small setting outside the journal (a secret, an operator's mark)."""
+        """Read, or set, one small setting outside the journal (a secret, an operator's mark).
+
+        Returns the value as it is then, None if it was never set.
+        """
 
     def size_bytes(self) -> int:
         """Return how many bytes the book takes on disk (0 in memory)."""
@@ -308,4 +331,4 @@ class Store(Protocol):
         """
 
     def close(self) -> None:
-        """Release the book."""
+        """Release the book, which must not be used afterwards."""
