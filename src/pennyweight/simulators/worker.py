@@ -5,6 +5,7 @@ line, does it, and prints the figures. Nothing imports this module, so it may us
 """
 
 import gc
+import signal
 import sys
 import time
 
@@ -20,6 +21,7 @@ _FUNDING_CONNECTIONS = 32
 
 def main() -> int:
     """Do one job."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told by the parent
     job = msgspec.json.decode(sys.stdin.readline(), type=Job)
     try:
         rows = _do(job)
