@@ -1,8 +1,12 @@
 """The step machine by hand: what is read, decided, appended, and what is left when it fails."""
 
+import random
+from collections import Counter
+
 import msgspec
 import pytest
 
+from model.places import PLACES
 from pennyweight.engine import cache
 from pennyweight.engine.chain import next_chain
 from pennyweight.engine.engine import (
@@ -16,7 +20,9 @@ from pennyweight.engine.engine import (
 )
 from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import ConstraintFailed, Head, NotOwner, StoreFailed
+from pennyweight.engine.rebuild import answers_of, known_commands
 from pennyweight.engine.receipts import Failure, Receipt, Refusal, Unknown
+from pennyweight.engine.verification import verify
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.refusals import Reason
 from pennyweight.products.general import OpenAccount, PlaceHold, Reverse, SettleHold, Transfer
@@ -753,3 +759,49 @@ def test_load_reads_several_accounts_in_one_round():
     assert engine.deferrals == before + 1
     assert stage.execute(probe(rule)).answer == [True] * 5 + [False]
     assert engine.deferrals == before + 1
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_cache_bound_under_random_runs(place, seed):
+    """Three hundred users through a cache of 130: never above it, and every command decided."""
+    dice = random.Random(seed)
+    opened = PLACES[place]()
+    stage = Stage(opened.open(), users_max=130)
+    engine = stage.book.engine
+
+    def user():
+        return f"user:{dice.randrange(300)}:USD"
+
+    def command():
+        last = engine.head.sequence
+        match dice.randrange(8):
+            case 0:
+                return OpenAccount(user())
+            case 1 | 2:
+                return Transfer("world:USD", user(), "USD", "9")
+            case 3 | 4:
+                return Transfer(user(), user(), "USD", "2")
+            case 5:
+                return PlaceHold(user(), "USD", "1")
+            case 6:
+                holds = engine.standing.counters.get("hold", 0)
+                return SettleHold(dice.randint(1, holds + 2), "1", user())
+            case _:
+                return Reverse(dice.randint(1, last + 2))
+
+    stage.book.execute_many([Submission(OpenAccount(f"user:{n}:USD")) for n in range(280)])
+    counts = Counter()
+    for _ in range(40):
+        outcomes = stage.book.execute_many(
+            [Submission(command(), key=str(dice.random())) for _ in range(dice.choice([1, 60]))]
+        )
+        assert len(engine.cache) <= 130
+        counts.update(type(outcome) for outcome in outcomes)
+    assert counts[Failure] == counts[Unknown] == 0
+    assert counts[Receipt] > 300
+    assert engine.cache.evictions > 300
+    check_invariants(stage.store)
+    report = verify(stage.store, answers=answers_of(known_commands()))
+    assert report.ok, report.problems
+    opened.remove()

@@ -241,3 +241,18 @@ def test_to_units_javascript_numbers_at_scale_24(number):
         assert decimal.Decimal(format_amount(outcome, 24)) == decimal.Decimal(text)
     else:
         assert outcome in {"amount_too_fine", "amount_too_large"}
+
+
+@pytest.mark.parametrize("text", ["1e-100", "1e-500", "12.5e-99", "0." + "0" * 97 + "01e-9"])
+def test_canonical_bounds_the_decimals(text):
+    with pytest.raises(Refused) as caught:
+        canonical(text)
+    assert caught.value.reason.code == "amount_too_fine"
+
+
+@pytest.mark.parametrize("read", [parse, canonical])
+@pytest.mark.parametrize("value", ["-1", -1, "-0.5"])
+def test_sign_needs_to_be_asked_for(read, value):
+    with pytest.raises(Refused) as caught:
+        read(value)
+    assert caught.value.reason.code == "amount_not_positive"
