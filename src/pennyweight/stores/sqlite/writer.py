@@ -29,6 +29,8 @@ _ACCOUNTS_OF_HOLDER = """
 """
 _RECORDS_OF_HOLDER = "SELECT record FROM records WHERE holder = ? AND holder <> ''"
 _OPEN_HOLDS = "SELECT * FROM holds WHERE account = ? AND state = 'open' ORDER BY id"
+_NOTHING = Reads()
+
 _CONTRADICTIONS = (StoreError, apsw.ConstraintError, OverflowError, TypeError, ValueError)
 
 T = TypeVar("T")
@@ -61,6 +63,8 @@ class Writer:
         found = Found()
         with self.lock:
             self.check_usable()
+            if reads == _NOTHING:
+                return found
             try:
                 self.connection.execute("BEGIN")
                 try:
