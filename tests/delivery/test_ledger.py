@@ -455,6 +455,9 @@ def test_head(served: Served) -> None:
 def test_operations(served: Served) -> None:
     assert served.get("/livez") == {"status": "alive"}
     assert served.get("/readyz") == {"status": "ready"}
+    served.post("/v1/accounts", {"id": "user:poor:USD"})
+    refused = served.post("/v1/transfers", transfer("user:poor:USD", "world:USD"))
+    assert code_of(refused) == (409, "insufficient_funds")
     text = served.send("GET", "/metrics").body.decode()
     for line in (
         'pennyweight_requests_total{method="GET",route="/livez",status="200"}',

@@ -4,13 +4,20 @@ Requests by route and status, sizes and times of batches, queue, refusals, repla
 Never an account, a user or a key as a label.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from pennyweight.delivery.http.routes import Route
 from pennyweight.runtime.driver import ThreadedBook
@@ -19,6 +26,31 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
+
+
+class Spread:
+    """How a figure was spread, in fixed buckets; counted by one thread, read by any."""
+
+    def __init__(self, name: str, what: str, bounds: tuple[float, ...]) -> None:
+        """`bounds` are the upper ends of the buckets, the last of which has none."""
+        self._name = name
+        self._what = what
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def note(self, value: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def metric(self) -> Metric:
+        """Return it in Prometheus' terms: each bucket counts the smaller ones too."""
+        labels = [*map(floatToGoString, self._bounds), "+Inf"]
+        buckets = list(zip(labels, accumulate(self._counts), strict=True))
+        family = HistogramMetricFamily(self._name, self._what)
+        family.add_metric((), buckets, self._sum)
+        return family
 
 
 class Metrics(Collector):
@@ -33,23 +65,12 @@ class Metrics(Collector):
         """Commands not accepted (queue full, clock, store), by code."""
         self._book: ThreadedBook | None = None
         self._registry = CollectorRegistry()
-        self._size = Histogram(
-            "pennyweight_batch_commands",
-            "Commands decided per batch",
-            buckets=_SIZES,
-            registry=self._registry,
+        self._size = Spread("pennyweight_batch_commands", "Commands decided per batch", _SIZES)
+        self._decide = Spread(
+            "pennyweight_decide_seconds", "Time to read and decide a batch", _SECONDS
         )
-        self._decide = Histogram(
-            "pennyweight_decide_seconds",
-            "Time to read and decide a batch",
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self._append = Histogram(
-            "pennyweight_commit_seconds",
-            "Time to append a batch durably",
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._append = Spread(
+            "pennyweight_commit_seconds", "Time to append a batch durably", _SECONDS
         )
         self._registry.register(self)
 
@@ -59,9 +80,9 @@ class Metrics(Collector):
 
     def observe_batch(self, commands: int, decide_seconds: float, append_seconds: float) -> None:
         """Note a batch; called by the engine thread."""
-        self._size.observe(commands)
-        self._decide.observe(decide_seconds)
-        self._append.observe(append_seconds)
+        self._size.note(commands)
+        self._decide.note(decide_seconds)
+        self._append.note(append_seconds)
 
     def count(self, route: Route, status: int) -> None:
         """Note an answered request."""
@@ -87,6 +108,9 @@ class Metrics(Collector):
             for status, count in sorted(counts.items()):
                 requests.add_metric((method, path, str(status)), count)
         yield requests
+        yield self._size.metric()
+        yield self._decide.metric()
+        yield self._append.metric()
         refusals = self.refusals.copy()
         if self._book is not None:
             engine = self._book.engine
