@@ -325,11 +325,30 @@ def test_append_that_fails_in_its_middle_leaves_nothing(shim: Shim, tmp_path: Pa
     assert dump_of_file(tmp_path) == before
 
 
-def test_closed_store_refuses_appends(store: SQLiteStore):
+def test_closed_store_refuses_everything(store: SQLiteStore):
     batch = append_of(store.head())
     store.close()
-    with pytest.raises(StoreFailed, match="closed"):
-        store.append(batch)
+    for use in (
+        lambda: store.append(batch),
+        lambda: store.begin(Reads(), set()),
+        store.head,
+        lambda: store.receipt("ledger", "key"),
+        lambda: list(store.rows()),
+    ):
+        with pytest.raises(StoreFailed, match="closed"):
+            use()
+
+
+def test_reader_of_a_damaged_file_is_told_so(store: SQLiteStore, tmp_path: Path):
+    store.append(append_of(store.head(), key="key"))
+    store.close()
+    file = tmp_path / "main.sqlite"
+    beside = SQLiteStore.open(tmp_path, is_read_only=True)
+    pages = file.read_bytes()
+    file.write_bytes(pages[:4_096] + bytes(len(pages) - 4_096))
+    with pytest.raises(StoreFailed):
+        beside.entries(0, 10)
+    beside.close()
 
 
 # ── checkpoints ───────────────────────────────────────────────────────────────────

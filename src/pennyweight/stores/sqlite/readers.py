@@ -7,7 +7,15 @@ from typing import Any
 
 import apsw
 
-from pennyweight.engine.port import BackDatedLine, BatchHeader, Due, Head, KeyRow, Listing
+from pennyweight.engine.port import (
+    BackDatedLine,
+    BatchHeader,
+    Due,
+    Head,
+    KeyRow,
+    Listing,
+    StoreFailed,
+)
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.entries import CursorMove
 from pennyweight.ledger.holds import Hold
@@ -37,22 +45,30 @@ class Readers:
         self._connect = connect
         self._keys = keys
         self._free: list[apsw.Connection] = []
+        self._is_closed = False
         self._slots = threading.BoundedSemaphore(READERS_MAX)
 
     @contextmanager
     def connection(self) -> Iterator[apsw.Connection]:
-        """Lend a connection; an error that leaves its state unsure closes it."""
+        """Lend a connection; an error closes it. Raises StoreFailed for those of SQLite."""
         with self._slots:
-            connection = self._free.pop() if self._free else self._connect()
+            if self._is_closed:
+                raise StoreFailed("the book is closed")
+            connection = None
             try:
+                connection = self._free.pop() if self._free else self._connect()
                 yield connection
-            except BaseException:
-                connection.close(force=True)
+            except BaseException as error:
+                if connection is not None:
+                    connection.close(force=True)
+                if isinstance(error, apsw.Error):
+                    raise StoreFailed(str(error)) from error
                 raise
             self._free.append(connection)
 
     def close(self) -> None:
         """Close what is not lent."""
+        self._is_closed = True
         while self._free:
             self._free.pop().close()
 
@@ -281,6 +297,8 @@ class Readers:
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         """See `Store`. The snapshot is taken now, on a connection of its own."""
+        if self._is_closed:
+            raise StoreFailed("the book is closed")
         connection = self._connect()
         connection.execute("BEGIN")
         connection.execute("SELECT one FROM head").fetchall()
