@@ -379,7 +379,7 @@ def test_random_walk(place, seed):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("seed", range(100, 104))
+@pytest.mark.parametrize("seed", range(100, 102))
 def test_random_walk_long(place, seed):
     walk(place, seed, 250)
 
