@@ -56,7 +56,7 @@ class Readers:
                 raise StoreFailed("the book is closed")
             connection = None
             try:
-                connection = self._free.pop() if self._free else self._connect()
+                connection = self._take()
                 yield connection
             except BaseException as error:
                 if connection is not None:
@@ -65,6 +65,12 @@ class Readers:
                     raise StoreFailed(str(error)) from error
                 raise
             self._free.append(connection)
+
+    def _take(self) -> apsw.Connection:
+        try:
+            return self._free.pop()
+        except IndexError:  # asked first, another thread could take the last one in between
+            return self._connect()
 
     def close(self) -> None:
         """Close what is not lent."""
