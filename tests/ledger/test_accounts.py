@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pennyweight.ledger.accounts import (
+    ACCOUNTS_PER_HOLDER_MAX,
+    HOLDS_OPEN_MAX,
     Account,
     asset_of,
     check_account_id,
@@ -18,6 +20,7 @@ from pennyweight.ledger.accounts import (
     user_holder,
 )
 from pennyweight.ledger.assets import BUILT_IN, SCALE_MAX, is_asset_name
+from pennyweight.ledger.draft import TRANSFERS_MAX
 from pennyweight.ledger.refusals import Refused
 
 
@@ -81,7 +84,7 @@ def test_escape_user_id(user_id, segment):
     assert unescape_user_id(segment) == user_id
 
 
-@pytest.mark.parametrize("user_id", ["", "x" * 256, "a\nb", "\x00", "\x7f", "a\ud800"])
+@pytest.mark.parametrize("user_id", ["", "x" * 256, "a\nb", "\x00", "\x7f", "a\ud800", "\udfff"])
 def test_escape_user_id_refused(user_id):
     with pytest.raises(Refused) as caught:
         escape_user_id(user_id)
@@ -118,7 +121,7 @@ def test_check_account_id_accepts(account_id):
     "account_id",
     [
         "", "USD", ":", "user:USD", "account:USD", "user::USD", ":1:USD", "user:1:", "user:1:usd",
-        "fees:", "fees:US D", "fees:1USD", "a\n:USD", "a\x7f:USD", "\ud800:USD", "fees:USD\n",
+        "fees:", "fees:US D", "fees:1USD", "a\n:USD", "a\x7f:USD", "\ud800:USD", "x\udfff:USD", "fees:USD\n",
         "x" * 507 + ":USD", "user:1:" + "A" * 33, "owed:user:1:USD", "suspense:USD", "owed:USD",
     ],
 )  # fmt: skip
@@ -167,3 +170,8 @@ def test_assets_built_in():
         ("BCH", 18, 6), ("ETH", 18, 7), ("GC", 24, 8), ("BESKAR", 24, 9),
     ]  # fmt: skip
     assert SCALE_MAX == 30
+
+
+def test_bounds_of_the_ledger():
+    """Contract 1 fixes the first; the others keep one command, and one holder, small."""
+    assert (TRANSFERS_MAX, HOLDS_OPEN_MAX, ACCOUNTS_PER_HOLDER_MAX) == (64, 1_000, 1_000)
