@@ -173,6 +173,17 @@ def test_fingerprint_counts_chosen_fields_only():
     assert msgspec.json.encode(counted_fields(Probe(3))) == b'{"rule":3}'
 
 
+class OneCounts(Probe, frozen=True):
+    """Of all its fields one counts."""
+
+    counted = ("text",)
+
+
+def test_fingerprint_of_one_field():
+    assert fingerprint(OneCounts(3, "text", "note")) == b'{"text":"text"}'
+    assert fingerprint(OneCounts(3)) == b"{}"
+
+
 @pytest.mark.parametrize(
     ("first", "second", "field"),
     [
