@@ -257,3 +257,13 @@ def test_sign_needs_to_be_asked_for(read, value):
     with pytest.raises(Refused) as caught:
         read(value)
     assert caught.value.reason.code == "amount_not_positive"
+
+
+@pytest.mark.parametrize("value", [LIMIT, -LIMIT, str(LIMIT), f"-{LIMIT}"])
+def test_limit_itself_is_too_large(value):
+    for read in (parse, canonical):
+        with pytest.raises(Refused) as caught:
+            read(value, signed=True)
+        assert caught.value.reason.code == "amount_too_large"
+    assert reason("-1" + "0" * 20, 18, signed=True) == "amount_too_large"
+    assert to_units("-" + "9" * 20, 18, signed=True) == 10**18 - LIMIT
