@@ -5,7 +5,8 @@
     .venv/bin/python benchmarks/table.py --print         # what was measured before, again
 
 Figures are kept in benchmarks/figures/ROW.json, as `pennyweight bench --json` wrote them.
-Run it when the machine has nothing else to do.
+Run it when the machine has nothing else to do; on a shared host `--tries 5` repeats a row
+until others take less than `--stolen-max` percent of the processors, and keeps the best try.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,7 @@ COLUMNS = (
     "`fdatasync` p50",
     "CPU of server, client",
     "bytes grown, written",
+    "stolen",
     "MiB: start, half, end",
 )
 LONG = {"filled", "memory"}
@@ -91,6 +94,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--tries", type=int, default=1, help="while the host takes too much")
+    parser.add_argument("--stolen-max", type=float, default=5, help="percent of the processors")
     parser.add_argument("--print", action="store_true", help="measure nothing")
     options = parser.parse_args()
     FIGURES.mkdir(exist_ok=True)
@@ -110,10 +115,21 @@ def measure(row: str, options: argparse.Namespace) -> bool:
     if row not in LONG:
         words += ["--runs", str(options.runs)]
     print(f"{row}: pennyweight bench {' '.join(words)}", flush=True)
-    words += ["--json", str(FIGURES / f"{row}.json")]
-    command = [sys.executable, "-m", "pennyweight", "bench", *words]
-    done = subprocess.run(command, check=False)  # noqa: S603 - our own command, words from above
-    return done.returncode == 0
+    path, best = FIGURES / f"{row}.json", 101.0
+    for _ in range(options.tries):
+        tried = path.with_suffix(".tried")
+        command = [sys.executable, "-m", "pennyweight", "bench", *words, "--json", str(tried)]
+        done = subprocess.run(command, check=False)  # noqa: S603 - our own command, words from above
+        if done.returncode:
+            return False
+        stolen = json.loads(tried.read_text())["stolen_percent"] or 0.0
+        if stolen < best:
+            best = stolen
+            tried.replace(path)
+        tried.unlink(missing_ok=True)
+        if best <= options.stolen_max:
+            break
+    return True
 
 
 def table() -> str:
@@ -142,6 +158,7 @@ def line(case: str, wanted: str, figures: dict[str, Any]) -> str:
         "-" if sync is None else f"{sync / 1000:.2f} ms",
         f"{shown(figures['server_cpu_us'])}, {shown(figures['client_cpu_us'])} µs",
         f"{shown(figures['bytes_per_transfer'])}, {shown(figures['written_bytes_per_transfer'])}",
+        "-" if figures["stolen_percent"] is None else f"{figures['stolen_percent']:.0f} %",
         ", ".join(shown(figures[name]) for name in ("rss_start_mb", "rss_middle_mb", "rss_mb")),
     )
     return f"| {' | '.join(cells)} |"
@@ -162,8 +179,20 @@ def machine() -> str:
         model, memory = platform.processor(), 0
     return (
         f"{os.cpu_count()} processors ({model or platform.machine()}), {memory} GiB, "
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}."
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}; "
+        f"adding up a million numbers in a loop takes this Python {loop_milliseconds():.0f} ms."
     )
+
+
+def loop_milliseconds() -> float:
+    """Return the best of ten times of a loop in Python: how fast this processor is today."""
+    best = 1e9
+    for _ in range(10):
+        started, total = time.perf_counter(), 0
+        for number in range(1_000_000):
+            total += number
+        best = min(best, time.perf_counter() - started)
+    return best * 1_000
 
 
 if __name__ == "__main__":
