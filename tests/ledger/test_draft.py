@@ -8,7 +8,7 @@ from pennyweight.engine.receipts import Failure, Receipt
 from pennyweight.ledger.commands import Command
 from pennyweight.ledger.draft import SealError
 from pennyweight.ledger.entries import CorruptEntry, decode_entry
-from pennyweight.ledger.records import Mark
+from pennyweight.ledger.records import RANK_MAX, RANK_MIN, Mark
 from pennyweight.ledger.refusals import Reason
 from probes import probe
 from scenarios import Stage, play
@@ -493,3 +493,13 @@ def test_entry_lists_openings_closings_holds_and_all_lines():
         ("user:2:USD", "user:2", "USD", -3 * ONE)
     ]
     assert closed.closings == ["user:2:USD"]
+
+
+def test_ranks_are_signed_64_bits():
+    assert (RANK_MIN, RANK_MAX) == (-9_223_372_036_854_775_808, 9_223_372_036_854_775_807)
+
+
+def test_entry_without_a_version_is_of_the_first():
+    body = b'\x01{"sequence":7,"command":"c","product":"p"}'
+    entry = decode_entry(body)
+    assert (entry.sequence, entry.version, entry.key, entry.transfers) == (7, 1, "", [])

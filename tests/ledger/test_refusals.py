@@ -448,3 +448,13 @@ def test_reasons_are_one_closed_list():
         # What can never succeed as written is not worth waiting for.
         assert not (reason.is_retryable and reason.kind in {Kind.MALFORMED, Kind.KEY}), reason
         assert reason.is_retryable or reason.kind is not Kind.UNFUNDED, reason
+
+
+def test_reasons_that_waiting_may_cure():
+    """What callers build their retries on; a change here is a change of the interface."""
+    walked = WALKED_ALONE | {one.code for _, defects in WALKS.values() for one in defects}
+    assert {r.code for r in Reason if r.is_retryable and r.code in walked} == {
+        "hold_not_found", "entry_not_found", "account_not_found", "hold_not_due",
+        "cursor_conflict", "account_has_holds", "account_has_balance", "account_owes",
+        "too_many_holds", "insufficient_funds", "balance_too_large",
+    }  # fmt: skip
