@@ -11,8 +11,9 @@ from collections.abc import Callable
 DRIFT_MAX = 500_000
 """Microseconds the wall clock may be away from where the monotonic clock expects it."""
 
-SLEW_MAX = 1_000
-"""Parts per million that the wall clock may be steered by (time services slew up to 500)."""
+SLEW_MAX = 100_000
+"""Parts per million that the wall clock may be steered by: chrony slews by up to 83 333, and
+hosts steer their guests' clocks by thousands. Steering is followed, however long it lasts."""
 
 BEHIND_MAX = 60 * 1_000_000
 AHEAD_MAX = 400 * 86_400 * 1_000_000
@@ -70,14 +71,17 @@ class ClockGuard:
         return not -DRIFT_MAX <= self.drift <= DRIFT_MAX
 
     def now(self) -> int:
-        """Read the wall clock and compare; small steering is followed, a jump is kept in mind."""
+        """Read the wall clock and compare; steering is followed, a jump stays one.
+
+        After a jump the guard waits for the wall clock to come back, or for a new start.
+        """
         monotonic, wall = self._read()
         readings = 1
         while self.is_drifting and readings < _READINGS_MAX:  # or we slept between the two
             monotonic, wall = self._read()
             readings += 1
         slack = (monotonic - self._seen_at) * SLEW_MAX // 1_000_000
-        if slack:
+        if slack and not self.is_drifting:
             self._offset += max(-slack, min(slack, self.drift))
             self._seen_at = monotonic
         return wall

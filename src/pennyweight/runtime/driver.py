@@ -133,7 +133,13 @@ class ThreadedBook:
 
     def _step(self) -> bool:
         """Commit one batch, or wait for one; False when it is time to end."""
+        was_drifting = self.clock.is_drifting
         now = self.clock.now()
+        if self.clock.is_drifting != was_drifting:
+            log.critical(
+                "the clock is right again" if was_drifting else "the clock jumped: no commits",
+                drift_microseconds=self.clock.drift,
+            )
         self._is_troubled = bool(self.failure) or self.clock.is_drifting or self._is_stopping
         if self.failure or self.clock.is_drifting:
             self._hand_over(self.engine.drain(self.failure or "the clock jumped"))
