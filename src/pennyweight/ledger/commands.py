@@ -51,7 +51,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     `counted` lists the fields that make two commands the same under one key; what a
     server adds or a price agent carries is left out. `version` is that list's version. A
-    fact (`is_fact`) happened already: it is booked, never refused for want of funds.
+    fact happened already: its rule books it with `Draft.take` and never refuses it for funds.
     """
 
     name: ClassVar[str]
@@ -59,7 +59,6 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     counted: ClassVar[tuple[str, ...]]
     answer_type: ClassVar[Any]
     version: ClassVar[int] = 1
-    is_fact: ClassVar[bool] = False
 
     def reads(self, wanted: Wanted) -> None:
         """Say what `decide` will look at; what was forgotten costs another round, no more."""
