@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import structlog
 
 ALLOWED_PREFIX = "not here: "
 _unexpected: dict[str, str] = {}
@@ -42,3 +43,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("unexpected skips: a failure in CI", red=True)
     for nodeid, reason in sorted(_unexpected.items()):
         terminalreporter.line(f"{nodeid}: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were():
+    """A test that starts a server in its own process leaves no logging behind."""
+    yield
+    structlog.reset_defaults()

@@ -3,6 +3,7 @@
 Apart from `assemble`, because who only opens a book needs no HTTP server.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -114,9 +115,22 @@ def write_logs(settings: Log) -> None:
             structlog.processors.JSONRenderer() if is_json else structlog.dev.ConsoleRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(settings.level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        logger_factory=structlog.WriteLoggerFactory(_Stderr()),  # type: ignore[arg-type]
     )
+
+
+class _Stderr:
+    """Standard error as it is at the moment. A log that nobody reads any more stops no book."""
+
+    def write(self, text: str) -> None:
+        """Write, or drop the line."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """See `write`."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def _say_ready(address: str) -> None:

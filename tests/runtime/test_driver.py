@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pennyweight.engine.receipts import Failure, Outcome, Receipt, Refusal, Unkn
 from pennyweight.ledger.commands import Command
 from pennyweight.ledger.refusals import Reason
 from pennyweight.products.general import OpenAccount, Transfer
+from pennyweight.runtime import driver
 from pennyweight.runtime.clock import ClockGuard
 from pennyweight.runtime.driver import ThreadedBook, Unavailable
 from pennyweight.runtime.opening import open_engine
@@ -292,3 +294,17 @@ def test_many_threads(desk: Desk) -> None:
     assert len(outcomes) == 200
     assert all(isinstance(outcome, Receipt) for outcome in outcomes)
     assert desk.store.account("user:1:USD").posted == 200 * 10**18  # type: ignore[union-attr]
+
+
+def test_broken_log_does_not_keep_a_broken_engine_alive(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(desk.book.engine, "decide", broken)
+    monkeypatch.setattr(driver, "log", SimpleNamespace(critical=broken))
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    assert isinstance(desk.execute(OpenAccount("user:1:USD")), Unknown)
+    desk.book.stop(20)
+    assert desk.exits == [70]

@@ -122,14 +122,20 @@ class ThreadedBook:
         try:
             while self._step():
                 pass
-        except BaseException as error:
-            log.critical("the engine thread broke", exc_info=error)
-            self.failure = f"the engine broke: {error!r}"
-            self._is_troubled = True
-            self._hand_over(self.engine.failed(error))
-            self._hand_over(self.engine.drain(self.failure))
-            time.sleep(_LAST_WORDS_SECONDS)
-            self._die(_EXIT_CODE)
+        except BaseException as error:  # noqa: BLE001 - told to all, then the process ends
+            try:
+                self._break(error)
+            finally:  # whatever else goes wrong now, a book without its thread must not look alive
+                self._die(_EXIT_CODE)
+
+    def _break(self, error: BaseException) -> None:
+        """Answer everybody, then leave a trace."""
+        self.failure = f"the engine broke: {error!r}"
+        self._is_troubled = True
+        self._hand_over(self.engine.failed(error))
+        self._hand_over(self.engine.drain(self.failure))
+        log.critical("the engine thread broke", exc_info=error)
+        time.sleep(_LAST_WORDS_SECONDS)
 
     def _step(self) -> bool:
         """Commit one batch, or wait for one; False when it is time to end."""
@@ -168,13 +174,15 @@ class ThreadedBook:
 
     def _failed(self, error: StoreError) -> None:
         """A constraint is retried in halves; anything else ends all commits on this book."""
-        if not isinstance(error, ConstraintFailed):
+        is_final = not isinstance(error, ConstraintFailed)
+        if is_final:
             self.failure = f"{type(error).__name__}: {error}"
             self._is_troubled = True
+        self._hand_over(self.engine.failed(error))
+        if is_final:
             log.critical("the store failed; nothing more is committed", exc_info=error)
         else:
             log.error("a batch contradicted the store", exc_info=error)
-        self._hand_over(self.engine.failed(error))
 
     def _is_late(self) -> bool:
         return time.monotonic() >= self._late_at
