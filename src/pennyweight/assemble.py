@@ -66,7 +66,7 @@ def create_book(folder: Path, book: str) -> Iterator[tuple[Store, str]]:
     """Give an empty store and an incarnation; see `Roof.create_book`."""
     if book != BOOK:
         raise StoreError(f"book {book!r} cannot be kept in a folder; only {BOOK!r} can")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock_book(folder, book)
     try:
         place = folder / f"{book}.sqlite"

@@ -174,6 +174,25 @@ def test_export_and_import(book: Path, tmp_path: Path, cli: Cli) -> None:
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["lock", "main.sqlite"]
 
 
+def test_export_writes_over_nothing(book: Path, tmp_path: Path, cli: Cli) -> None:
+    before = (book / "main.sqlite").read_bytes()
+    for output in (book / "main.sqlite", book / "new.jsonl", book / ".." / book.name / "x"):
+        for force in ((), ("--force",)):
+            ran = cli("export", "--data", book, "--output", output, *force)
+            assert (ran.code, "lies in the folder of the book" in ran.err) == (2, True)
+    assert (book / "main.sqlite").read_bytes() == before
+    output = tmp_path / "book.jsonl"
+    output.write_text("mine")
+    ran = cli("export", "--data", book, "--output", output)
+    assert (ran.code, output.read_text()) == (2, "mine")
+    assert cli("export", "--data", book, "--output", output, "--force").code == 0
+    assert output.read_text() != "mine"
+
+
+def test_a_book_is_for_its_owner_only(book: Path) -> None:
+    assert (book / "main.sqlite").stat().st_mode & 0o077 == 0
+
+
 def test_export_beside_a_writer(book: Path, tmp_path: Path, cli: Cli) -> None:
     with open_inline(book, Config()):
         assert cli("export", "--data", book, "--output", tmp_path / "out").code == 0

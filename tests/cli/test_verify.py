@@ -132,9 +132,28 @@ def test_a_damaged_end_keeps_the_book_closed(paid: Path, users: Path, cli: Cli) 
     assert "an entry cannot be read (Input data was truncated); run verify" in ran.err
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE batches SET header = x'00' WHERE first_sequence = 13",
+        "UPDATE head SET counters = '{bad'",
+        "DELETE FROM head",
+        "UPDATE records SET record = x'00'",
+        "UPDATE accounts SET roots = x'c1'",
+    ],
+)
+def test_unreadable_rows_are_told_in_one_line(paid: Path, cli: Cli, change: str) -> None:
+    damage(paid, change)
+    ran = cli("verify", "--data", paid)
+    assert ran.code == 1
+    assert "Traceback" not in ran.err
+    assert "cannot be read" in ran.out + ran.err or "lost its head" in ran.err
+    assert cli("verify", "--data", paid, "--json").json["ok"] is False
+
+
 def test_verify_of_no_book(tmp_path: Path, cli: Cli) -> None:
     ran = cli("verify", "--data", tmp_path)
-    assert (ran.code, ran.err) == (1, f"pennyweight: there is no book at {tmp_path}/main.sqlite\n")
+    assert (ran.code, ran.err) == (2, f"pennyweight: there is no book at {tmp_path}/main.sqlite\n")
 
 
 def test_a_random_book_has_the_same_digest_in_a_file_and_in_memory(tmp_path: Path) -> None:

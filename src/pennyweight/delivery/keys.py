@@ -104,7 +104,7 @@ def find(keys: dict[str, ApiKey], token: str) -> ApiKey | None:
 
 def _save(folder: Path, keys: list[ApiKey]) -> None:
     """Replace the file in one step; only its owner may read it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     body = msgspec.json.format(msgspec.json.encode(KeyFile(keys)), indent=2)
     handle, name = tempfile.mkstemp(dir=folder, prefix=FILE_NAME)
     try:

@@ -32,6 +32,10 @@ class NotOwner(StoreError):
     """The guard (epoch, sequence) did not match: the book has another owner now."""
 
 
+class NoBook(StoreError):
+    """There is no book where one was to be opened."""
+
+
 class StoreInUse(StoreError):
     """Another process has the book open."""
 

@@ -47,7 +47,7 @@ def build(verb: str = "") -> App:
 
 
 def run(roof: shared.Roof, arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0, 1 for failed, 2 for wrong usage or a book in use."""
+    """Run one verb and return the exit code: 0, 1 for failed, 2 for wrong usage, no book, or one in use."""
     shared.use(roof)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -71,11 +71,11 @@ def run(roof: shared.Roof, arguments: Sequence[str] | None = None) -> int:
 def _code_of(error: Exception) -> int | None:
     """Return the exit code of what the layers below say on purpose; None for a fault of ours."""
     from pennyweight.config import ConfigError  # noqa: PLC0415 - `--help` does without them
-    from pennyweight.engine.port import StoreError, StoreInUse  # noqa: PLC0415
+    from pennyweight.engine.port import NoBook, StoreError, StoreInUse  # noqa: PLC0415
     from pennyweight.runtime.clock import ClockRefused  # noqa: PLC0415
     from pennyweight.runtime.opening import OpeningFailed  # noqa: PLC0415
 
-    if isinstance(error, ConfigError | StoreInUse):
+    if isinstance(error, ConfigError | NoBook | StoreInUse):
         return EXIT_USAGE
     if isinstance(error, StoreError | OpeningFailed | ClockRefused):
         return EXIT_FAILED

@@ -21,8 +21,11 @@ def export(
     *,
     data: Data,
     output: Annotated[
-        Path | None, Parameter(help="A file to write; stdout if not given.", negative=())
+        Path | None, Parameter(help="A new file to write; stdout if not given.", negative=())
     ] = None,
+    force: Annotated[
+        bool, Parameter(help="Write over a file that is there already.", negative=())
+    ] = False,
 ) -> int:
     """Write a book's journal as lines of JSON, up to where it stands now.
 
@@ -30,6 +33,7 @@ def export(
 
     Example: pennyweight export --data book --output book.jsonl
     """
+    _check_output(output, data, is_forced=force)
     store = roof().open_reader(data)
     try:
         with progress("exporting") as tell, _writing(output) as file:
@@ -39,6 +43,16 @@ def export(
     finally:
         store.close()
     return 0
+
+
+def _check_output(output: Path | None, data: Path, *, is_forced: bool) -> None:
+    """Keep an export off the book's own folder, and off what is there already."""
+    if output is None:
+        return
+    if output.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"{output} lies in the folder of the book", code=2)
+    if output.exists() and not is_forced:
+        raise UserError(f"{output} is there already; --force writes over it", code=2)
 
 
 @contextmanager

@@ -3,17 +3,20 @@
 import time
 
 from pennyweight.delivery.cli.shared import Data, Json, print_json, progress, roof
+from pennyweight.engine.port import StoreError
 from pennyweight.engine.verification import Report
 from pennyweight.engine.verification import verify as verify_book
 
 _SHOWN_MAX = 20
+_UNREADABLE = {"sequence": None, "chain_head": None, "state_digest": None, "first_wrong": None}
 
 
 def verify(*, data: Data, json: Json = False) -> int:
     """Prove a book: chain, balances, holds, records, keys, conservation of every asset.
 
     Everything is rebuilt from the journal and compared with what is stored. May run while
-    the book is served. Exits with 0 if all is well, else with 1, naming the first wrong entry.
+    the book is served. Exits with 0 if all is well; with 1 if not, naming the first wrong
+    entry; with 2 if there is no book.
 
     Example: pennyweight verify --data book
     """
@@ -24,6 +27,13 @@ def verify(*, data: Data, json: Json = False) -> int:
             report = verify_book(
                 store, answers=roof().answers(), invariants=roof().invariants(), progress=tell
             )
+    except StoreError as error:
+        if not json:
+            raise
+        print_json(
+            {"ok": False, **_UNREADABLE, "problems": [{"sequence": 0, "problem": str(error)}]}
+        )
+        return 1
     finally:
         store.close()
     if json:

@@ -5,7 +5,15 @@ first and by counting in any case. Errors of Falcon's own become problem documen
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from concurrent.futures import Executor
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -205,9 +213,17 @@ class _Names(dict[bytes, str]):
 _names = _Names()
 
 
-def headers_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return headers by name in lower case; of several with one name, the last."""
-    return {_names[name]: value.decode("latin-1") for name, value in headers}
+def headers_of(headers: Collection[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by name in lower case; of several with one name, the last.
+
+    Several keys come as one with a line break between, which no key has: `key_of` refuses it.
+    """
+    found = {_names[name]: value.decode("latin-1") for name, value in headers}
+    if len(found) != len(headers):
+        keys = [value for name, value in headers if name == b"idempotency-key"]
+        if len(keys) > 1:
+            found["idempotency-key"] = b"\n".join(keys).decode("latin-1")
+    return found
 
 
 def _unquoted(params: Mapping[str, str]) -> dict[str, str]:

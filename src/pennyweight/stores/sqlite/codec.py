@@ -5,11 +5,12 @@ comparing bytes compares numbers and the table's constraints can be exact. What 
 raises OverflowError.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 
-from pennyweight.engine.port import BatchHeader, Head
+from pennyweight.engine.port import BatchHeader, Head, StoreError
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.holds import Hold, HoldState
 from pennyweight.ledger.lines import Roots
@@ -19,6 +20,7 @@ OFFSET = 1 << 127
 ZERO = OFFSET.to_bytes(16, "big")
 
 Row = tuple[Any, ...]
+T = TypeVar("T")
 
 _encode_roots = msgspec.msgpack.Encoder().encode
 _decode_roots = msgspec.msgpack.Decoder(Roots).decode
@@ -27,6 +29,14 @@ _decode_record = msgspec.json.Decoder(Record).decode
 _decode_header = msgspec.json.Decoder(BatchHeader).decode
 _decode_counters = msgspec.json.Decoder(dict[str, int]).decode
 _STATES = {state.value: state for state in HoldState}
+
+
+def _read(what: str, decode: Callable[[Any], T], value: Any) -> T:
+    """Decode a column. Raises StoreError where somebody else has written it."""
+    try:
+        return decode(value)
+    except (msgspec.DecodeError, TypeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{what} cannot be read: {error}") from None
 
 
 def amount_to_blob(units: int) -> bytes:
@@ -98,7 +108,7 @@ def account_of(row: Row) -> Account:
         open_holds,
         version,
         lines,
-        _decode_roots(roots),
+        _read("an account", _decode_roots, roots),
         bool(is_closed),
     )
 
@@ -163,7 +173,7 @@ def record_to_blob(record: Record) -> bytes:
 
 def blob_to_record(blob: bytes) -> Record:
     """Return the record that `record_to_blob` wrote."""
-    return _decode_record(blob)
+    return _read("a record", _decode_record, blob)
 
 
 def header_to_blob(header: BatchHeader) -> bytes:
@@ -173,7 +183,7 @@ def header_to_blob(header: BatchHeader) -> bytes:
 
 def blob_to_header(blob: bytes) -> BatchHeader:
     """Return the header that `header_to_blob` wrote."""
-    return _decode_header(blob)
+    return _read("the header of a batch", _decode_header, blob)
 
 
 def head_of(row: Row) -> Head:
@@ -186,7 +196,7 @@ def head_of(row: Row) -> Head:
         sequence=sequence,
         chain=chain,
         committed_at=committed_at,
-        counters=_decode_counters(counters),
+        counters=_read("the head of the book", _decode_counters, counters),
     )
 
 

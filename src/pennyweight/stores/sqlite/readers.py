@@ -14,6 +14,7 @@ from pennyweight.engine.port import (
     Head,
     KeyRow,
     Listing,
+    StoreError,
     StoreFailed,
 )
 from pennyweight.ledger.accounts import Account
@@ -102,6 +103,8 @@ class Readers:
         rows: list[codec.Row] = connection.execute(
             "SELECT book, incarnation, epoch, sequence, chain, committed_at, counters FROM head"
         ).fetchall()
+        if not rows:
+            raise StoreError("the book has lost its head row")
         return codec.head_of(rows[0])
 
     def entries(

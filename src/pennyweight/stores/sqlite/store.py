@@ -15,6 +15,7 @@ from pennyweight.engine.port import (
     Found,
     Head,
     Lease,
+    NoBook,
     Reads,
     StoreError,
     StoreFailed,
@@ -63,7 +64,7 @@ class SQLiteStore:
             raise StoreError(f"a book is named like main or eu-2, not {book!r}")
         path = Path(directory) / f"{book}.sqlite"
         if not path.exists() and (is_read_only or not new_incarnation):
-            raise StoreError(f"there is no book at {path}")
+            raise NoBook(f"there is no book at {path}")
         try:
             if is_read_only:
                 return cls._open_read_only(path)
@@ -82,10 +83,11 @@ class SQLiteStore:
     @classmethod
     def _open_for_writing(cls, path: Path, book: str, new_incarnation: str) -> Self:
         directory = path.parent
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock_book(directory, book)
         connection = None
         try:
+            path.touch(mode=0o600)  # SQLite gives its other files the same rights
             connection = schema.connect_writer(path)
             keys = KeyIndex()
             schema.prepare(connection, book, new_incarnation, keys)
