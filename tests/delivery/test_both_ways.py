@@ -118,3 +118,12 @@ def test_transfer_same_bytes(pair: Pair, body: Any) -> None:
 def test_book_same_on_both(pair: Pair) -> None:
     short, long = (served.send("GET", "/v1/entries?limit=1000").body for served in pair)
     assert short == long
+
+
+def test_two_keys_are_ambiguous(pair: Pair) -> None:
+    """The last one winning would let a retry under the first one pay again."""
+    request = closing("POST", "/v1/transfers", transfer("user:1:USD", "user:2:USD"))
+    keys = b"Idempotency-Key: one\r\nIdempotency-Key: two\r\n"
+    answer = pair.exchange(request.replace(b"Connection:", keys + b"Connection:", 1))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code":"idempotency_key_ambiguous"' in answer

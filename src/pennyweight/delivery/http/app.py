@@ -220,7 +220,7 @@ def headers_of(headers: Collection[tuple[bytes, bytes]]) -> dict[str, str]:
     """
     found = {_names[name]: value.decode("latin-1") for name, value in headers}
     if len(found) != len(headers):
-        keys = [value for name, value in headers if name == b"idempotency-key"]
+        keys = [value for name, value in headers if _names[name] == "idempotency-key"]
         if len(keys) > 1:
             found["idempotency-key"] = b"\n".join(keys).decode("latin-1")
     return found
