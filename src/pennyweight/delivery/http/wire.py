@@ -179,6 +179,8 @@ def key_of(request: Request, in_body: str | None = None) -> str:
             "idempotency_key_ambiguous", "the Idempotency-Key header and the body's key differ"
         )
     if not 0 < len(key) <= KEY_LENGTH_MAX or not key.isprintable():
+        if header is not None and "\n" in header:
+            raise BadRequest("idempotency_key_ambiguous", "there is more than one Idempotency-Key")
         raise _bad_key()
     if header is not None and not key.isascii():
         raise _bad_key()
