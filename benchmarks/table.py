@@ -70,7 +70,7 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "memory": (
         "64 connections, 1 M transfers",
         "memory < 300 MB and flat",
-        "transfers --connections 64 --seconds 60",
+        "transfers --connections 64 --seconds 130",
     ),
 }
 COLUMNS = (
