@@ -22,6 +22,7 @@ from pennyweight.engine.port import (
 )
 from pennyweight.ledger.accounts import Account, holder_of
 from pennyweight.ledger.assets import Asset
+from pennyweight.ledger.commands import Command
 from pennyweight.ledger.draft import Draft, Unloaded
 from pennyweight.ledger.entries import CursorMove, Entry, decode_entry
 from pennyweight.ledger.holds import Hold, HoldState
@@ -75,6 +76,15 @@ class WantedReads:
         if 0 < hold_id <= self._counters.get("hold", 0):
             self.reads.holds.add(hold_id)
             self.indirect += 1
+
+    def hold_of_reference(self, owner: str, reference: str) -> None:
+        """See `Wanted`."""
+        self.reads.references.add((owner, reference))
+        self.indirect += 1
+
+    def reads_of(self, command: Command) -> None:
+        """See `Wanted`."""
+        command.reads(self)
 
     def open_holds(self, account_id: str) -> None:
         """See `Wanted`."""
@@ -131,6 +141,7 @@ class Overlay:
         self._opened: dict[str, list[str]] = {}
         """Ids of the accounts that this batch opened, by holder."""
         self._holds: dict[int, Hold] = {}
+        self._references: dict[tuple[str, str], int] = {}
         self._names: dict[tuple[str, str], str | None] = {}
         self._bodies_of_keys: dict[tuple[str, str], bytes] = {}
         self._assets: dict[str, Asset] = {}
@@ -168,6 +179,16 @@ class Overlay:
         if not 0 < hold_id <= self._standing.counters.get("hold", 0):
             return None
         raise Unloaded("hold", hold_id)
+
+    def hold_of_reference(self, owner: str, reference: str) -> Hold | None:
+        """See `Facts`."""
+        pair = (owner, reference)
+        hold_id = self._references.get(pair)
+        if hold_id is None:
+            if pair not in self._found.references:
+                raise Unloaded("hold_of_reference", owner, reference)
+            hold_id = self._found.references[pair]
+        return None if hold_id is None else self.hold(hold_id)
 
     def open_holds(self, account_id: str) -> list[Hold]:
         """See `Facts`."""
@@ -254,6 +275,9 @@ class Overlay:
             self._opened.setdefault(opening.holder, []).append(opening.id)
         if draft.changed_holds:
             self._holds.update(draft.changed_holds)
+            for hold in draft.changed_holds.values():
+                if hold.reference:
+                    self._references[hold.owner, hold.reference] = hold.id
         for record in draft.records:
             self._merge_record(record)
         if draft.counters:

@@ -166,14 +166,22 @@ class Reads(msgspec.Struct, gc=False):
     entries: set[int] = msgspec.field(default_factory=set)
     records: set[tuple[str, str]] = msgspec.field(default_factory=set)
     names: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    references: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    """Holds wanted by (owner, reference)."""
+    room: int | None = None
+    """Users whose data `begin` may return, see `Found.is_cut`; None for no bound."""
 
 
 class Found(msgspec.Struct, gc=False):
     """What `begin` found. What was asked for and is absent maps to None, or to an empty list.
 
     `holders` also has the holders of the holds and all those that the entries and key
-    entries touched, except the resident ones. What no store can keep (a lone surrogate, an
-    integer beyond 64 bits) is absent, never an error.
+    entries touched, except the resident ones. `references` gives the id of the hold, which
+    is in `holds`. What no store can keep (a lone surrogate, an integer beyond 64 bits) is
+    absent, never an error.
+    If the customers (`user:` and `account:` holders) that are not resident and the bodies
+    of keys and entries together are more than `Reads.room`, `is_cut` is True and nothing
+    else is filled: the store stopped before it had read the one too many.
     """
 
     holders: dict[str, tuple[list[Account], list[Record]]] = msgspec.field(default_factory=dict)
@@ -183,6 +191,8 @@ class Found(msgspec.Struct, gc=False):
     entries: dict[int, bytes | None] = msgspec.field(default_factory=dict)
     records: dict[tuple[str, str], Record | None] = msgspec.field(default_factory=dict)
     names: dict[tuple[str, str], str | None] = msgspec.field(default_factory=dict)
+    references: dict[tuple[str, str], int | None] = msgspec.field(default_factory=dict)
+    is_cut: bool = False
 
 
 class Due(msgspec.Struct, frozen=True, gc=False):
@@ -220,8 +230,8 @@ class Store(Protocol):
         """Commit a batch durably, or not at all.
 
         Raises NotOwner when the head is not `expected`. Raises ConstraintFailed when a row
-        is not as the batch found it, a version does not move on, a key or a name is
-        taken, a cursor is elsewhere, a balance breaks its floor or has more than 38
+        is not as the batch found it, a version does not move on, a key, a name or a hold's
+        reference is taken, a cursor is elsewhere, a balance breaks its floor or has more than 38
         digits, or something does not fit; in both cases nothing was written and the store
         goes on. Raises StoreFailed when the outcome is unknown or the disk failed; the
         store then refuses everything that writes.
@@ -259,9 +269,18 @@ class Store(Protocol):
         """Return one account as committed."""
 
     def accounts(
-        self, after: int, limit: int, *, holder: str | None = None, asset: str | None = None
+        self,
+        after: int,
+        limit: int,
+        *,
+        holder: str | None = None,
+        asset: str | None = None,
+        is_owing: bool = False,
     ) -> list[Account]:
-        """Return accounts by number, from the one after number `after`."""
+        """Return accounts by number, from the one after number `after`.
+
+        Of one holder, of one asset, only those that owe something (`Account.owed`), or all.
+        """
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return one hold as committed."""

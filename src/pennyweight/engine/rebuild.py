@@ -53,10 +53,8 @@ def hold_digest(hold: Hold) -> bytes:
 
 
 def state_hold_digest(hold: Hold) -> bytes:
-    """SHA-256 of a hold's row without its expiry, which is a time."""
-    if hold.expires_at is None:
-        return hold_digest(hold)
-    return hold_digest(msgspec.structs.replace(hold, expires_at=None))
+    """SHA-256 of a hold's row without the times it was placed and expires at."""
+    return hold_digest(msgspec.structs.replace(hold, expires_at=None, placed_at=0))
 
 
 def record_digest(record: Record) -> bytes:
@@ -269,6 +267,7 @@ class Rebuilt:
         self.names: dict[tuple[str, str], str] = {}
         self.keys = Tally()
         self.key_names = Names()
+        self.references = Names()
         self.back_dated = Tally()
         self.cursors: dict[str, int] = {}
         self.counters: dict[str, int] = {}
@@ -518,6 +517,10 @@ class Rebuilt:
             or hold.asset != account.asset
         ):
             return "does not begin as an open hold of its whole amount"
+        if hold.placed_at not in {0, self.time} or hold.changed_by not in {0, self.sequence}:
+            return "is placed at another time, or by another entry, than it says"
+        if hold.reference:
+            self.references.add(key_digest(hold.owner, hold.reference))
         if hold.expires_at is not None and hold.expires_at <= self.time:
             return "is placed after its expiry"
         if account.open_holds > HOLDS_OPEN_MAX:
@@ -534,8 +537,10 @@ class Rebuilt:
             return f"is not open, but is changed ({verb})"
         if hold.state is not HoldState.OPEN:
             account.open_holds -= 1
-        kept = msgspec.structs.replace(before, remaining=hold.remaining, state=hold.state)
-        if hold != kept:
+        kept = msgspec.structs.replace(
+            before, remaining=hold.remaining, state=hold.state, changed_by=hold.changed_by
+        )
+        if hold != kept or hold.changed_by not in {0, self.sequence}:
             return "changes in more than its remainder and state"
         if change.held != hold.remaining - before.remaining:
             return f"changes the held amount by {change.held}, which is not its own change"

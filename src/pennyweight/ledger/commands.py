@@ -30,6 +30,9 @@ class Wanted(Protocol):
     def hold(self, hold_id: int) -> None:
         """A hold and its account."""
 
+    def hold_of_reference(self, owner: str, reference: str) -> None:
+        """The hold that its owner calls so, if any, and its account."""
+
     def open_holds(self, account_id: str) -> None:
         """The open holds of an account, oldest first, and the account."""
 
@@ -44,6 +47,9 @@ class Wanted(Protocol):
 
     def name(self, kind: str, name: str) -> None:
         """The record that carries a unique name, if any."""
+
+    def reads_of(self, command: "Command") -> None:
+        """What another command reads, which this one turned out to stand for."""
 
 
 class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -75,6 +75,9 @@ class Facts(Protocol):
     def hold(self, hold_id: int) -> Hold | None:
         """Return a hold or None."""
 
+    def hold_of_reference(self, owner: str, reference: str) -> Hold | None:
+        """Return the hold that its owner calls so, or None."""
+
     def open_holds(self, account_id: str) -> list[Hold]:
         """Return an account's open holds, oldest first."""
 
@@ -212,6 +215,13 @@ class Draft:
         if hold is None:
             refuse(Reason.HOLD_NOT_FOUND, f"there is no hold {hold_id}")
         return hold
+
+    def hold_of_reference(self, reference: str) -> Hold | None:
+        """Return the hold that this product calls so, as this draft sees it, or None."""
+        for hold in self._hold_states.values():
+            if hold.reference == reference and hold.owner == self.product:
+                return hold
+        return self.facts.hold_of_reference(self.product, reference)
 
     def open_holds(self, account_id: str) -> list[Hold]:
         """Return the account's open holds as this draft sees them, oldest first."""
@@ -404,9 +414,17 @@ class Draft:
 
     # ── holds ─────────────────────────────────────────────────────────────────────
 
-    def place_hold(self, account_id: str, amount: int, *, expires_at: int | None = None) -> Hold:
+    def place_hold(
+        self,
+        account_id: str,
+        amount: int,
+        *,
+        expires_at: int | None = None,
+        reference: str = "",
+    ) -> Hold:
         """Set an amount of smallest units aside and return the hold, owned by the draft's product.
 
+        `reference` is the product's own name for it, which the rule has found to be free.
         Refusals: amount_not_positive, account_not_found, account_closed, expiry_invalid
         (not in the future), too_many_holds, insufficient_funds, balance_too_large.
         """
@@ -432,6 +450,9 @@ class Draft:
             amount,
             self.product,
             expires_at=expires_at,
+            reference=reference,
+            placed_at=self.time,
+            changed_by=self.sequence,
         )
         account.open_holds += 1
         self._change_hold("place", hold, account, amount)
@@ -462,7 +483,9 @@ class Draft:
         state = HoldState.OPEN if left else HoldState.SETTLED
         if state is HoldState.SETTLED:
             account.open_holds -= 1
-        settled = msgspec.structs.replace(hold, remaining=left, state=state)
+        settled = msgspec.structs.replace(
+            hold, remaining=left, state=state, changed_by=self.sequence
+        )
         self._change_hold("settle", settled, account, -released)
         self.transfer(hold.account, credit_id, amount)
         return settled
@@ -662,7 +685,9 @@ class Draft:
         """End a hold without paying."""
         account = self._touch(hold.account)
         account.open_holds -= 1
-        released = msgspec.structs.replace(hold, remaining=0, state=state)
+        released = msgspec.structs.replace(
+            hold, remaining=0, state=state, changed_by=self.sequence
+        )
         self._change_hold(verb, released, account, -hold.remaining)
         return released
 

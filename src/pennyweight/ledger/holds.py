@@ -21,6 +21,9 @@ class Hold(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     `amount` was held at first, `remaining` is held still; both smallest units of `asset`.
     From `expires_at` on (microseconds since 1970, None for never) it cannot be settled.
     Ids count 1, 2, 3 … in the book, so the oldest open hold has the least id.
+    `reference` is the owner's own name for it, unique per owner, "" for none. `placed_at`
+    is when it was placed (microseconds; 0 where entries of an older version do not say),
+    `changed_by` the sequence of the entry that changed it last.
     """
 
     id: int
@@ -31,6 +34,9 @@ class Hold(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     owner: str
     state: HoldState = HoldState.OPEN
     expires_at: int | None = None
+    reference: str = ""
+    placed_at: int = 0
+    changed_by: int = 0
 
 
 HoldVerb = Literal["place", "settle", "void", "expire"]
