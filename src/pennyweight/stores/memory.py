@@ -2,7 +2,7 @@
 
 import threading
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 from pennyweight.engine.port import (
@@ -27,6 +27,7 @@ from pennyweight.ledger.entries import CursorMove, decode_entry
 from pennyweight.ledger.holds import Hold, HoldState
 from pennyweight.ledger.money import LIMIT
 from pennyweight.ledger.records import Record
+from pennyweight.stores.room import Room, RoomOver
 
 HOLD_EXPIRY = "hold_expiry"
 
@@ -52,6 +53,7 @@ class MemoryStore:
         self._holders: dict[str, list[str]] = {}
         self._holds: dict[int, Hold] = {}
         self._open_holds: dict[str, dict[int, Hold]] = {}
+        self._references: dict[tuple[str, str], int] = {}
         self._records: dict[tuple[str, str], Record] = {}
         self._holder_records: dict[str, dict[tuple[str, str], Record]] = {}
         self._kinds: dict[str, set[str]] = {}
@@ -71,42 +73,70 @@ class MemoryStore:
 
     def begin(self, reads: Reads, resident: Container[str]) -> Found:
         """See `Store`."""
+        room = None if reads.room is None else Room(reads.room, resident)
         found = Found()
+        try:
+            self._find(reads, resident, found, room)
+        except RoomOver:
+            return Found(is_cut=True)
+        return found
+
+    def _find(
+        self, reads: Reads, resident: Container[str], found: Found, room: Room | None
+    ) -> None:
+        """Find everything. Raises RoomOver."""
         holders = reads.holders
+        if room is not None:
+            room.take_holders(holders)
         if reads.keys or reads.key_entries:
-            holders = self._find_keys(reads, found, holders)
-        if reads.entries or reads.holds or reads.open_holds or reads.records or reads.names:
-            holders = self._find_rows(reads, found, holders)
+            holders = self._find_keys(reads, found, room) | holders
+        if reads.entries or reads.holds or reads.references:
+            holders = self._find_entries_and_holds(reads, found, room) | holders
+        if reads.open_holds or reads.records or reads.names:
+            self._find_rows(reads, found)
         for holder in holders:
             if holder not in resident:
                 found.holders[holder] = (
                     [self._accounts[account_id] for account_id in self._holders.get(holder, ())],
                     list(self._holder_records.get(holder, {}).values()),
                 )
-        return found
 
-    def _find_keys(self, reads: Reads, found: Found, holders: set[str]) -> set[str]:
-        for key in reads.keys:
+    def _find_keys(self, reads: Reads, found: Found, room: Room | None) -> set[str]:
+        """Find the entries of keys, and return the holders of those wanted with them."""
+        for key in reads.keys | reads.key_entries:
             sequence = self._keys.get(key)
+            if sequence is not None and room is not None:
+                room.take_body()
             found.keys[key] = None if sequence is None else self._bodies[sequence - 1]
-        for key in reads.key_entries:
-            sequence = self._keys.get(key)
-            body = None if sequence is None else self._bodies[sequence - 1]
-            found.keys[key] = body
-            if body is not None:
-                holders = holders | _holders_of(body)
+        return _holders_of((found.keys[key] for key in reads.key_entries), room)
+
+    def _find_entries_and_holds(self, reads: Reads, found: Found, room: Room | None) -> set[str]:
+        """Find entries, and holds by id or by reference, and return the holders they belong to."""
+        for sequence in reads.entries:
+            body = self.entry(sequence)
+            if body is not None and room is not None:
+                room.take_body()
+            found.entries[sequence] = body
+        holders = _holders_of(found.entries.values(), room)
+        for hold_id in reads.holds:
+            self._find_hold(hold_id, found, holders, room)
+        for pair in reads.references:
+            named = found.references[pair] = self._references.get(pair)
+            if named is not None:
+                self._find_hold(named, found, holders, room)
         return holders
 
-    def _find_rows(self, reads: Reads, found: Found, holders: set[str]) -> set[str]:
-        holders = set(holders)
-        for sequence in reads.entries:
-            body = found.entries[sequence] = self.entry(sequence)
-            if body is not None:
-                holders |= _holders_of(body)
-        for hold_id in reads.holds:
-            hold = found.holds[hold_id] = self._holds.get(hold_id)
-            if hold is not None:
-                holders.add(holder_of(hold.account))
+    def _find_hold(self, hold_id: int, found: Found, holders: set[str], room: Room | None) -> None:
+        hold = self._holds.get(hold_id)
+        if hold is not None:
+            holder = holder_of(hold.account)
+            if room is not None:
+                room.take_holders((holder,))
+            holders.add(holder)
+        found.holds[hold_id] = hold
+
+    def _find_rows(self, reads: Reads, found: Found) -> None:
+        """Find what brings no holders."""
         for account_id in reads.open_holds:
             open_holds = self._open_holds.get(account_id, {})
             found.open_holds[account_id] = sorted(open_holds.values(), key=_id)
@@ -114,7 +144,6 @@ class MemoryStore:
             found.records[key] = self._records.get(key)
         for name in reads.names:
             found.names[name] = self._names.get(name)
-        return holders
 
     def append(self, batch: Append) -> None:
         """See `Store`. Checks everything before it changes anything."""
@@ -146,9 +175,16 @@ class MemoryStore:
             if version != row.version_before or version >= row.account.version:
                 raise ConstraintFailed(f"account {row.account.id} was changed by another writer")
             _check_balance(row)
+        references = set()
         for hold_row in batch.holds:
-            if self._holds.get(hold_row.hold.id) != hold_row.before:
-                raise ConstraintFailed(f"hold {hold_row.hold.id} was changed by another writer")
+            hold = hold_row.hold
+            if self._holds.get(hold.id) != hold_row.before:
+                raise ConstraintFailed(f"hold {hold.id} was changed by another writer")
+            if hold.reference and hold_row.before is None:
+                reference = (hold.owner, hold.reference)
+                if reference in self._references or reference in references:
+                    raise ConstraintFailed(f"reference {hold.reference!r} is taken")
+                references.add(reference)
         if batch.records:
             self._check_records(batch.records)
         for move in batch.cursors:
@@ -213,6 +249,8 @@ class MemoryStore:
             del open_holds[hold.id]
             if before.expires_at is not None:
                 self._leave(HOLD_EXPIRY, (before.expires_at, str(hold.id), "hold"))
+        if before is None and hold.reference:
+            self._references[hold.owner, hold.reference] = hold.id
         if hold.state is HoldState.OPEN:
             open_holds[hold.id] = hold
             if hold.expires_at is not None:
@@ -305,7 +343,13 @@ class MemoryStore:
         return self._accounts.get(account_id)
 
     def accounts(
-        self, after: int, limit: int, *, holder: str | None = None, asset: str | None = None
+        self,
+        after: int,
+        limit: int,
+        *,
+        holder: str | None = None,
+        asset: str | None = None,
+        is_owing: bool = False,
     ) -> list[Account]:
         """See `Store`."""
         rows: list[Account] = []
@@ -318,7 +362,7 @@ class MemoryStore:
                 if len(rows) == limit:
                     break
                 account = self._accounts[account_id]
-                if asset in {None, account.asset}:
+                if asset in {None, account.asset} and (account.owed or not is_owing):
                     rows.append(account)
         return rows
 
@@ -464,9 +508,15 @@ class MemoryStore:
         """See `Store`."""
 
 
-def _holders_of(body: bytes) -> set[str]:
-    """Return the holders whose accounts an entry touched."""
-    return {holder_of(line.account) for line in decode_entry(body).lines}
+def _holders_of(bodies: Iterable[bytes | None], room: Room | None) -> set[str]:
+    """Return the holders whose accounts these entries touched."""
+    holders: set[str] = set()
+    for body in bodies:
+        if body is not None:
+            holders |= {holder_of(line.account) for line in decode_entry(body).lines}
+    if room is not None:
+        room.take_holders(holders)
+    return holders
 
 
 def _check_balance(row: AccountRow) -> None:

@@ -29,7 +29,7 @@ _UPDATE_ACCOUNT = """
     WHERE number = ? AND version = ?
 """
 _UPDATE_HOLD = """
-    UPDATE holds SET remaining = ?, state = ?, expires_at = ?
+    UPDATE holds SET remaining = ?, state = ?, expires_at = ?, changed_by = ?
     WHERE id = ? AND state = ? AND remaining = ?
 """
 _UPDATE_RECORD = """
@@ -124,7 +124,7 @@ def _write_accounts(connection: apsw.Connection, rows: list[AccountRow]) -> None
 
 def _write_holds(connection: apsw.Connection, rows: list[HoldRow]) -> None:
     new = [codec.new_hold_row(row.hold) for row in rows if row.before is None]
-    connection.executemany("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?)", new)
+    connection.executemany("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", new)
     changed = [codec.changed_hold_row(row.hold, row.before) for row in rows if row.before]
     _change(connection, _UPDATE_HOLD, changed, "a hold was changed by another writer")
 

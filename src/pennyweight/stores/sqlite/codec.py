@@ -124,6 +124,9 @@ def new_hold_row(hold: Hold) -> Row:
         hold.owner,
         hold.state.value,
         hold.expires_at,
+        hold.reference,
+        hold.placed_at,
+        hold.changed_by,
     )
 
 
@@ -133,6 +136,7 @@ def changed_hold_row(hold: Hold, before: Hold) -> Row:
         amount_to_blob(hold.remaining),
         hold.state.value,
         hold.expires_at,
+        hold.changed_by,
         hold.id,
         before.state.value,
         amount_to_blob(before.remaining),
@@ -141,7 +145,8 @@ def changed_hold_row(hold: Hold, before: Hold) -> Row:
 
 def hold_of(row: Row) -> Hold:
     """Return the hold of a row of all columns of `holds`."""
-    hold_id, account, asset, amount, remaining, owner, state, expires_at = row
+    hold_id, account, asset, amount, remaining, owner, state, expires_at, *rest = row
+    reference, placed_at, changed_by = rest
     return Hold(
         hold_id,
         account,
@@ -151,6 +156,9 @@ def hold_of(row: Row) -> Hold:
         owner,
         _STATES[state],
         expires_at,
+        reference,
+        placed_at,
+        changed_by,
     )
 
 

@@ -27,6 +27,7 @@ import msgspec
 
 from pennyweight.engine.port import ConstraintFailed, KeyRow, StoreError
 from pennyweight.ledger.entries import FORMAT
+from pennyweight.stores.room import Room
 
 RECENT_MAX = 20_000
 PARTITION_KEYS = 1_000_000
@@ -136,9 +137,15 @@ class KeyIndex:
         self._absent.clear()
 
     def read(
-        self, connection: apsw.Connection, names: Iterable[tuple[str, str]]
+        self,
+        connection: apsw.Connection,
+        names: Iterable[tuple[str, str]],
+        room: Room | None = None,
     ) -> dict[tuple[str, str], bytes | None]:
-        """As `receipt`, for all keys of the batch that is next; `add` need not look again."""
+        """As `receipt`, for all keys of the batch that is next; `add` need not look again.
+
+        With `room`, a body is read only where it has room. Raises RoomOver.
+        """
         found: dict[tuple[str, str], bytes | None] = {}
         absent, hash_key, pairs, count = self._absent, self._hash, _PAIRS, self._words
         recent, older, filters = self._recent, self._older, self._filters
@@ -152,17 +159,25 @@ class KeyIndex:
                     if words[word] & mask == mask:
                         is_strange = False
                         break
-            body = found[name] = None if is_strange else self._find(connection, hashed, *name)
+            body = None if is_strange else self._find(connection, hashed, *name, room)
+            found[name] = body
             if body is None:
                 absent[name] = hashed
+            elif room is not None:
+                room.take_body()
         return found
 
     def _find(
-        self, connection: apsw.Connection, hashed: int, product: str, key: str
+        self,
+        connection: apsw.Connection,
+        hashed: int,
+        product: str,
+        key: str,
+        room: Room | None = None,
     ) -> bytes | None:
         for known in (self._recent, self._older):
             if hashed in known:
-                body = _first_match(connection, known[hashed], product, key)
+                body = _first_match(connection, known[hashed], product, key, room)
                 if body is not None:
                     return body
         word = (hashed >> 24) % self._words
@@ -170,7 +185,7 @@ class KeyIndex:
         for partition, words in enumerate(self._filters):
             if words[word] & mask == mask:
                 sequences = _indexed(connection, partition, hashed)
-                body = _first_match(connection, sequences, product, key)
+                body = _first_match(connection, sequences, product, key, room)
                 if body is not None:
                     return body
         return None
@@ -377,10 +392,19 @@ def _indexed(connection: apsw.Connection, partition: int, hashed: int) -> list[i
 
 
 def _first_match(
-    connection: apsw.Connection, sequences: Iterable[int], product: str, key: str
+    connection: apsw.Connection,
+    sequences: Iterable[int],
+    product: str,
+    key: str,
+    room: Room | None = None,
 ) -> bytes | None:
-    """Return the body of the entry among these that binds this very key."""
+    """Return the body of the entry among these that binds this very key.
+
+    The hash says that it does, so that one with no room is not read to make sure.
+    """
     for sequence in sequences:
+        if room is not None:
+            room.check()
         for (body,) in connection.execute(_ENTRY, (sequence,)):
             if bound_of(body) == (product, key):
                 return bytes(body)

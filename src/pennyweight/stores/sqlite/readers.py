@@ -185,15 +185,25 @@ class Readers:
         return codec.account_of(rows[0]) if rows else None
 
     def accounts(
-        self, after: int, limit: int, *, holder: str | None, asset: str | None
+        self, after: int, limit: int, *, holder: str | None, asset: str | None, is_owing: bool
     ) -> list[Account]:
         """See `Store`."""
-        if holder is not None:
+        if is_owing and holder is None:
+            sql = """
+                SELECT number, id, holder, asset, floor, posted, held, owed, open_holds, version,
+                       lines, roots, is_closed
+                FROM accounts INDEXED BY accounts_owing
+                WHERE ?1 IS NULL AND ?5 AND number > ?3 AND asset = ifnull(?2, asset)
+                    AND owed <> x'80000000000000000000000000000000'
+                ORDER BY number LIMIT ?4
+            """
+        elif holder is not None:
             sql = """
                 SELECT number, id, holder, asset, floor, posted, held, owed, open_holds, version,
                        lines, roots, is_closed
                 FROM accounts
                 WHERE holder = ?1 AND number > ?3 AND asset = ifnull(?2, asset)
+                    AND (NOT ?5 OR owed <> x'80000000000000000000000000000000')
                 ORDER BY number LIMIT ?4
             """
         else:
@@ -201,10 +211,11 @@ class Readers:
                 SELECT number, id, holder, asset, floor, posted, held, owed, open_holds, version,
                        lines, roots, is_closed
                 FROM accounts
-                WHERE ?1 IS NULL AND number > ?3 AND asset = ifnull(?2, asset)
+                WHERE ?1 IS NULL AND NOT ?5 AND number > ?3 AND asset = ifnull(?2, asset)
                 ORDER BY number LIMIT ?4
             """
-        return [codec.account_of(row) for row in self.all(sql, holder, asset, after, limit)]
+        rows = self.all(sql, holder, asset, after, limit, is_owing)
+        return [codec.account_of(row) for row in rows]
 
     def hold(self, hold_id: int) -> Hold | None:
         """See `Store`."""

@@ -171,10 +171,16 @@ class SQLiteStore:
         return self._readers.account(account_id)
 
     def accounts(
-        self, after: int, limit: int, *, holder: str | None = None, asset: str | None = None
+        self,
+        after: int,
+        limit: int,
+        *,
+        holder: str | None = None,
+        asset: str | None = None,
+        is_owing: bool = False,
     ) -> list[Account]:
         """See `Store`."""
-        return self._readers.accounts(after, limit, holder=holder, asset=asset)
+        return self._readers.accounts(after, limit, holder=holder, asset=asset, is_owing=is_owing)
 
     def hold(self, hold_id: int) -> Hold | None:
         """See `Store`."""

@@ -1,7 +1,7 @@
 """The one writer: what a batch reads before it is decided, and its append."""
 
 import threading
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import Any, TypeVar
 
 import apsw
@@ -18,6 +18,8 @@ from pennyweight.engine.port import (
 )
 from pennyweight.ledger.accounts import holder_of
 from pennyweight.ledger.entries import decode_entry
+from pennyweight.ledger.holds import Hold
+from pennyweight.stores.room import Room, RoomOver
 from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.append import write
 from pennyweight.stores.sqlite.keys import KeyIndex
@@ -29,7 +31,9 @@ _ACCOUNTS_OF_HOLDER = """
 """
 _RECORDS_OF_HOLDER = "SELECT record FROM records WHERE holder = ? AND holder <> ''"
 _OPEN_HOLDS = "SELECT * FROM holds WHERE account = ? AND state = 'open' ORDER BY id"
-_NOTHING = Reads()
+_BODY = "SELECT body FROM entries WHERE sequence = ?"
+_HOLD = "SELECT * FROM holds WHERE id = ?"
+_HOLD_OF_REFERENCE = "SELECT * FROM holds WHERE owner = ? AND reference = ? AND reference <> ''"
 
 _CONTRADICTIONS = (StoreError, apsw.ConstraintError, OverflowError, TypeError, ValueError)
 
@@ -61,14 +65,17 @@ class Writer:
     def begin(self, reads: Reads, resident: Container[str]) -> Found:
         """See `Store`."""
         found = Found()
+        room = None if reads.room is None else Room(reads.room, resident)
         with self.lock:
             self.check_usable()
-            if reads == _NOTHING:
+            if reads == Reads(room=reads.room):
                 return found
             try:
                 self.connection.execute("BEGIN")
                 try:
-                    self._find(reads, resident, found)
+                    self._find(reads, resident, found, room)
+                except RoomOver:
+                    found = Found(is_cut=True)
                 finally:
                     self.connection.execute("COMMIT")
             except apsw.Error as error:
@@ -76,12 +83,21 @@ class Writer:
                 raise StoreFailed(str(error)) from error
         return found
 
-    def _find(self, reads: Reads, resident: Container[str], found: Found) -> None:
+    def _find(
+        self, reads: Reads, resident: Container[str], found: Found, room: Room | None
+    ) -> None:
+        """Find everything. Raises RoomOver."""
         holders = reads.holders
+        if room is not None:
+            room.take_holders(holders)
         if reads.keys or reads.key_entries:
-            holders = holders | self._find_keys(reads, found)
-        if reads.entries or reads.holds or reads.open_holds or reads.records or reads.names:
-            holders = holders | self._find_rows(reads, found)
+            holders = holders | self._find_keys(reads, found, room)
+        if reads.entries:
+            holders = holders | self._find_entries(reads, found, room)
+        if reads.holds or reads.references:
+            holders = holders | self._find_holds(reads, found, room)
+        if reads.open_holds or reads.records or reads.names:
+            self._find_rows(reads, found)
         rows = self._rows
         for holder in holders:
             if holder not in resident:
@@ -97,31 +113,59 @@ class Writer:
         except (OverflowError, UnicodeEncodeError):
             return []
 
-    def _find_keys(self, reads: Reads, found: Found) -> set[str]:
+    def _find_keys(self, reads: Reads, found: Found, room: Room | None) -> set[str]:
         """Find the entries of keys, and return the holders of those wanted with them."""
         self._keys.begin()
-        found.keys = self._keys.read(self.connection, reads.keys | reads.key_entries)
+        found.keys = self._keys.read(self.connection, reads.keys | reads.key_entries, room)
+        return _holders_of((found.keys[key] for key in reads.key_entries), room)
+
+    def _find_entries(self, reads: Reads, found: Found, room: Room | None) -> set[str]:
+        """Find entries, and return the holders they touched."""
+        for sequence in reads.entries:
+            if room is not None and room.is_full:
+                if self._rows("SELECT 1 FROM entries WHERE sequence = ?", sequence):
+                    raise RoomOver
+                found.entries[sequence] = None
+                continue
+            bodies = self._rows(_BODY, sequence)
+            body = found.entries[sequence] = bodies[0][0] if bodies else None
+            if room is not None and body is not None:
+                room.take_body()
+        return _holders_of(found.entries.values(), room)
+
+    def _find_holds(self, reads: Reads, found: Found, room: Room | None) -> set[str]:
+        """Find holds by id or by reference, and return the holders they belong to."""
         holders: set[str] = set()
-        for key in reads.key_entries:
-            body = found.keys[key]
-            if body is not None:
-                holders |= _holders_of(body)
+        for hold_id in reads.holds:
+            hold = self._hold(_HOLD, (hold_id,), holders, room)
+            found.holds[hold_id] = hold
+        for pair in reads.references:
+            hold = self._hold(_HOLD_OF_REFERENCE, pair, holders, room)
+            found.references[pair] = None if hold is None else hold.id
+            if hold is not None:
+                found.holds[hold.id] = hold
         return holders
 
-    def _find_rows(self, reads: Reads, found: Found) -> set[str]:
-        """Find entries, holds, records and names, and return the holders they belong to."""
+    def _hold(
+        self, sql: str, values: tuple[Any, ...], holders: set[str], room: Room | None
+    ) -> Hold | None:
+        """Find a hold and add its holder; with no room left, ask first whose it is."""
+        if room is not None and room.is_full:
+            accounts = self._rows(sql.replace("*", "account"), *values)
+            room.take_holders(holder_of(account) for (account,) in accounts)
+        rows = self._rows(sql, *values)
+        if not rows:
+            return None
+        hold = codec.hold_of(rows[0])
+        holder = holder_of(hold.account)
+        if room is not None:
+            room.take_holders((holder,))
+        holders.add(holder)
+        return hold
+
+    def _find_rows(self, reads: Reads, found: Found) -> None:
+        """Find what brings no holders: open holds, records and names."""
         rows = self._rows
-        holders: set[str] = set()
-        for sequence in reads.entries:
-            bodies = rows("SELECT body FROM entries WHERE sequence = ?", sequence)
-            body = found.entries[sequence] = bodies[0][0] if bodies else None
-            if body is not None:
-                holders |= _holders_of(body)
-        for hold_id in reads.holds:
-            holds = rows("SELECT * FROM holds WHERE id = ?", hold_id)
-            hold = found.holds[hold_id] = codec.hold_of(holds[0]) if holds else None
-            if hold is not None:
-                holders.add(holder_of(hold.account))
         for account_id in reads.open_holds:
             holds = rows(_OPEN_HOLDS, account_id)
             found.open_holds[account_id] = [codec.hold_of(row) for row in holds]
@@ -131,7 +175,6 @@ class Writer:
         for name in reads.names:
             names = rows("SELECT id FROM names WHERE kind = ? AND name = ?", *name)
             found.names[name] = names[0][0] if names else None
-        return holders
 
     # ── appending ─────────────────────────────────────────────────────────────────
 
@@ -234,6 +277,12 @@ class Writer:
             self.connection.close(force=True)
 
 
-def _holders_of(body: bytes) -> set[str]:
-    """Return the holders whose accounts an entry touched."""
-    return {holder_of(line.account) for line in decode_entry(body).lines}
+def _holders_of(bodies: Iterable[bytes | None], room: Room | None) -> set[str]:
+    """Return the holders whose accounts these entries touched. Raises RoomOver."""
+    holders: set[str] = set()
+    for body in bodies:
+        if body is not None:
+            holders |= {holder_of(line.account) for line in decode_entry(body).lines}
+    if room is not None:
+        room.take_holders(holders)
+    return holders
