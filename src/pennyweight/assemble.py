@@ -17,7 +17,7 @@ from pennyweight.engine.port import Store, StoreError
 from pennyweight.engine.rebuild import Answers, Invariant, answers_of, known_commands
 from pennyweight.engine.verification import check_tail
 from pennyweight.ledger.assets import BUILT_IN, Asset
-from pennyweight.products import general, payments, wallet
+from pennyweight.products import general, payments, wallet, withdrawals
 from pennyweight.runtime.clock import ClockGuard, check_start, wall_clock
 from pennyweight.runtime.inline import InlineBook
 from pennyweight.runtime.opening import open_engine
@@ -27,7 +27,7 @@ from pennyweight.stores.sqlite.lock import lock_book, unlock_book
 BOOK = "main"
 """The one book of a folder."""
 
-PRODUCTS = (general, payments, wallet)
+PRODUCTS = (general, payments, wallet, withdrawals)
 """Every product, so that every command is known."""
 
 
@@ -136,10 +136,12 @@ def open_inline(folder: Path, config: Config) -> Iterator[InlineBook]:
 
 def answers() -> Answers:
     """Return how the answers of all commands are read back."""
-    modules = {product.__name__ for product in PRODUCTS}
-    return answers_of(command for command in known_commands() if command.__module__ in modules)
+    modules = tuple(product.__name__ for product in PRODUCTS)
+    return answers_of(
+        command for command in known_commands() if command.__module__.startswith(modules)
+    )
 
 
 def invariants() -> list[Invariant]:
     """Return the products' own laws."""
-    return [payments.PaymentsLaw(), wallet.WalletLaw()]
+    return [payments.PaymentsLaw(), wallet.WalletLaw(), withdrawals.WithdrawalsLaw()]

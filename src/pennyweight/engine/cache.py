@@ -1,22 +1,36 @@
 """The cache of committed facts, grouped by holder, with a hard bound on customers.
 
-Room is made before anything is loaded, so the bound holds at every instant. Holders of
-the batch in hand are never evicted. The book's own holders (world, house, ...) do not
-count; they have a wide bound of their own, because callers may name what is not there.
-The policy is least recently used.
+Customers in memory are residents or guests. Residents stay from batch to batch. Guests
+are the users whom a batch names and who are not resident: a part of the bound is kept
+free for them, batches are cut to it, and only then are they read. When the batch is over
+the replacement policy says, one by one, which guests become residents and who leaves for
+them; the others go. So there never is one user more than `users_max`, at no instant.
+
+What is in here is what is in the store, so leaving costs nothing. The book's own holders
+(world, house, ...) do not count; they have a wide bound of their own, because callers may
+name what is not there.
 """
 
-from collections import OrderedDict
-from collections.abc import Collection, Iterable
-from itertools import islice
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 import msgspec
 
+from pennyweight.engine.policy import Replacement
 from pennyweight.ledger.accounts import Account, is_customer
 from pennyweight.ledger.records import Record
 
 OWN_MAX = 10_000
 """Holders that are no customers; a batch that needs more at once may exceed it."""
+
+GUESTS_SHARE = 6
+"""One place in so many is kept free for the users of a batch that are not resident."""
+
+WINDOWS = (1_000, 10_000, 100_000)
+"""Uses of customers over which hit ratios are told."""
+
+_STRETCH = 100
+"""Uses that are counted together, at least, for the windows."""
 
 
 class HolderFacts(msgspec.Struct, gc=False):
@@ -26,60 +40,121 @@ class HolderFacts(msgspec.Struct, gc=False):
     records: dict[tuple[str, str], Record]
 
 
+class CacheFigures(msgspec.Struct, frozen=True):
+    """What the cache is doing: users, not accounts; counts since the start.
+
+    `resident` users are in memory, `guests` of them only for the batch in hand; `pinned`
+    have open holds, `ghosts` are the ids of users that are not in memory. `most` is the
+    greatest number that was ever in memory, `loading` are being read right now.
+    `hit_ratios` are over the last so many uses, those of settlements left out.
+    """
+
+    limit: int
+    resident: int
+    guests: int
+    pinned: int
+    ghosts: int
+    loading: int
+    most: int
+    hits: int
+    misses: int
+    evictions: int
+    hit_ratios: dict[str, float | None]
+
+
 class HolderCache:
     """Committed facts by holder. `users_max` bounds user: and account: holders together."""
 
     def __init__(self, users_max: int) -> None:
         """An empty cache."""
         self.users_max = users_max
+        self.guests_max = max(1, users_max // GUESTS_SHARE)
         self.hits = 0
         self.misses = 0
         self.evictions = 0
+        self.loading = 0
+        """Users that are being read for the batch in hand."""
+        self.most = 0
         self.accounts: dict[str, Account] = {}
-        """Every resident account by id; changed only by `put`, `update` and eviction."""
-        self._customers: OrderedDict[str, HolderFacts] = OrderedDict()
+        """Every account in memory by id; changed only by `welcome`, `update` and eviction."""
+        self._policy = Replacement(users_max - self.guests_max)
+        self._customers: dict[str, HolderFacts] = {}
+        self._guests: set[str] = set()
         self._own: OrderedDict[str, HolderFacts] = OrderedDict()
+        self._stretches: deque[tuple[int, int]] = deque(maxlen=max(WINDOWS) // _STRETCH)
+        self._told = (0, 0)
 
     def __contains__(self, holder: object) -> bool:
         """Whether all that this holder has is known."""
         return holder in self._customers or holder in self._own
 
     def __len__(self) -> int:
-        """How many customers are resident."""
+        """How many customers are in memory, guests included."""
         return len(self._customers)
+
+    @property
+    def room(self) -> int:
+        """How many more customers may be read."""
+        return self.users_max - len(self._customers)
 
     def get(self, holder: str) -> HolderFacts | None:
         """Return what a holder has, or None if that is not loaded."""
         return self._customers.get(holder) or self._own.get(holder)
 
-    def use(self, holder: str) -> bool:
-        """Note that a batch wants this holder, and return whether it is resident."""
+    # ── a batch, from first to last ───────────────────────────────────────────────
+
+    def use(self, holder: str, *, is_counted: bool = True) -> bool:
+        """Note that a batch wants this holder, and return whether it is resident.
+
+        A use that is not counted leaves no trace in the policy.
+        """
         if holder in self._customers:
-            self._customers.move_to_end(holder)
-        elif holder in self._own:
+            if is_counted:
+                self.hits += 1
+                self._policy.use(holder)
+            return True
+        if holder in self._own:
             self._own.move_to_end(holder)
-        else:
+            return True
+        if is_counted and is_customer(holder):
             self.misses += 1
-            return False
+            self._policy.use(holder)
+        return False
+
+    def use_again(self, customer: str) -> None:
+        """Note that a batch wants a customer once more, who is in memory or just being read."""
         self.hits += 1
-        return True
+        if customer in self._customers:
+            self._policy.use(customer)
 
-    def make_room(self, arriving: Collection[str], staying: set[str]) -> None:
-        """Evict until these holders can be loaded, sparing the batch's own."""
-        if not arriving:
-            return
-        new = [holder for holder in arriving if holder not in self]
-        customers = sum(map(is_customer, new))
-        self._shrink(self._customers, self.users_max - customers, staying)
-        self._shrink(self._own, OWN_MAX - (len(new) - customers), staying)
+    def make_room(self, places: int) -> list[str]:
+        """Evict residents until so many customers can be read, and return who left.
 
-    def put(self, holder: str, accounts: Iterable[Account], records: Iterable[Record] = ()) -> None:
-        """Make a holder resident; room was made before."""
+        Guests' places are free at the beginning of every batch; this is for a single
+        command that needs more of them.
+        """
+        left: list[str] = []
+        while self.room < places and (victim := self._policy.evict()) is not None:
+            self._drop(victim)
+            self.evictions += 1
+            left.append(victim)
+        return left
+
+    def welcome(
+        self, holder: str, accounts: Iterable[Account], records: Iterable[Record] = ()
+    ) -> None:
+        """Take in what was read of a holder; a customer is the guest of the batch in hand.
+
+        Raises RuntimeError rather than have one customer too many.
+        """
         facts = HolderFacts(set(), {(record.kind, record.id): record for record in records})
         if is_customer(holder):
-            if len(self._customers) >= self.users_max and holder not in self._customers:
+            count = len(self._customers) + 1
+            if count > self.users_max:
                 raise RuntimeError(f"more than {self.users_max} users in memory")
             self._customers[holder] = facts
+            self._guests.add(holder)
+            self.most = max(self.most, count)
         else:
             self._own[holder] = facts
         for account in accounts:
@@ -90,29 +165,95 @@ class HolderCache:
         """Take over what a confirmed batch changed."""
         known = self.accounts
         for account_id, account in accounts.items():
-            if account_id not in known:
+            before = known.get(account_id)
+            if before is None:
                 facts = self.get(account.holder)
                 if facts is None:
                     raise RuntimeError(f"{account.holder} was changed but is not resident")
                 facts.account_ids.add(account_id)
             known[account_id] = account
+            if (account.open_holds > 0) != (before is not None and before.open_holds > 0):
+                self._pin(account.holder)
         for record in records:
             if record.holder and (facts := self.get(record.holder)) is not None:
                 facts.records[record.kind, record.id] = record
 
+    def dismiss(self, applicants: Iterable[str]) -> None:
+        """End the batch: of its guests, the applicants ask the policy for admission, in order."""
+        self.loading = 0
+        guests = self._guests
+        if guests:
+            for guest in applicants:
+                if guest in guests:
+                    leaves = self._policy.admit(guest)
+                    if leaves != guest:
+                        guests.discard(guest)
+                        self._pin(guest)
+                        if leaves is not None:
+                            self._drop(leaves)
+                            self.evictions += 1
+            for guest in guests:
+                self._drop(guest)
+            guests.clear()
+        while len(self._own) > OWN_MAX:
+            self._forget(self._own.popitem(last=False)[1])
+        hits, misses = self._told
+        uses = self.hits + self.misses - hits - misses
+        if uses >= _STRETCH:
+            self._stretches.append((self.hits - hits, uses))
+            self._told = (self.hits, self.misses)
+
     def clear(self) -> None:
         """Forget everything: the book has another owner, or a batch failed."""
         self._customers.clear()
+        self._guests.clear()
         self._own.clear()
+        self._policy.clear()
         self.accounts.clear()
+        self.loading = 0
 
-    def _shrink(
-        self, residents: OrderedDict[str, HolderFacts], most: int, staying: set[str]
-    ) -> None:
-        """Evict those used longest ago until at most `most` are left, if the batch allows it."""
-        excess = len(residents) - most
-        if excess > 0:
-            for holder in list(islice((h for h in residents if h not in staying), excess)):
-                for account_id in residents.pop(holder).account_ids:
-                    del self.accounts[account_id]
-                self.evictions += 1
+    # ── figures ───────────────────────────────────────────────────────────────────
+
+    def figures(self) -> CacheFigures:
+        """Return what the cache is doing. Safe from any thread; figures may be a batch apart."""
+        return CacheFigures(
+            self.users_max,
+            len(self._customers),
+            len(self._guests),
+            self._policy.pinned,
+            self._policy.ghosts,
+            self.loading,
+            self.most,
+            self.hits,
+            self.misses,
+            self.evictions,
+            {f"last_{window}": self._hit_ratio(window) for window in WINDOWS},
+        )
+
+    def _hit_ratio(self, window: int) -> float | None:
+        """Return the share of the last uses that found their user in memory, None before any."""
+        hits = uses = 0
+        for stretch_hits, stretch_uses in reversed(list(self._stretches)):
+            hits += stretch_hits
+            uses += stretch_uses
+            if uses >= window:
+                break
+        return round(hits / uses, 4) if uses else None
+
+    # ── inside ────────────────────────────────────────────────────────────────────
+
+    def _pin(self, holder: str) -> None:
+        """Tell the policy whether a customer has open holds."""
+        facts = self._customers.get(holder)
+        if facts is not None:
+            known = self.accounts
+            is_pinned = any(known[account_id].open_holds for account_id in facts.account_ids)
+            self._policy.pin(holder, is_pinned)
+
+    def _drop(self, holder: str) -> None:
+        """Forget a customer."""
+        self._forget(self._customers.pop(holder))
+
+    def _forget(self, facts: HolderFacts) -> None:
+        for account_id in facts.account_ids:
+            del self.accounts[account_id]

@@ -7,7 +7,7 @@ the same engine on a seeded clock.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any
 
@@ -26,7 +26,6 @@ from pennyweight.engine.port import (
     SealedBatch,
 )
 from pennyweight.engine.receipts import Failure, Outcome, Receipt, Refusal, Unknown
-from pennyweight.ledger.accounts import is_customer
 from pennyweight.ledger.commands import (
     Command,
     Wanted,
@@ -35,7 +34,7 @@ from pennyweight.ledger.commands import (
     fingerprint,
 )
 from pennyweight.ledger.draft import Draft, Unloaded
-from pennyweight.ledger.entries import Entry, Sealed, encode_entry
+from pennyweight.ledger.entries import CursorMove, Entry, Sealed, encode_entry
 from pennyweight.ledger.refusals import Reason, Refused, refuse
 
 RULES = 1
@@ -43,6 +42,9 @@ RULES = 1
 
 HOLDERS_MAX = 128
 """Holders that one command may touch."""
+
+USERS_MIN = HOLDERS_MAX + 2
+"""The least bound on users: what one command may touch, an entry that it names, and its receipt."""
 
 ROUNDS_MAX = 3
 """How often a command may come back for facts it did not ask for."""
@@ -87,15 +89,55 @@ class Abandon(Command, frozen=True):
         return {"abandoned": True}
 
 
+class MoveCursor(Command, frozen=True):
+    """Move the cursor of a reader, without any other effect: what it read was done already.
+
+    `sequence` is the entry that did it, 0 where the cursor only counts what was passed on.
+    Refusal: cursor_conflict.
+    """
+
+    name = "move_cursor"
+    product = "ledger"
+    counted = ("cursor", "before", "after", "sequence")
+    answer_type = dict[str, Any]
+
+    cursor: str
+    before: int
+    after: int
+    sequence: int = 0
+
+    def reads(self, wanted: Wanted) -> None:
+        """Cursors are always loaded."""
+
+    def decide(self, draft: Draft) -> dict[str, Any]:
+        """See the class."""
+        draft.move_cursor(self.cursor, self.before, self.after)
+        return {"cursor": self.cursor, "after": self.after}
+
+
+OWN_COMMANDS = (Abandon, MoveCursor)
+"""The commands of the engine itself."""
+
+
 class Submission:
     """A command on its way: with its key, deadline and lane, and who waits for the outcome.
 
     `ticket` is the driver's. Setting `is_dropped` before the decision takes it back.
     `refused` is what the command's `reads` refused; its key is looked at first.
+
+    What was read from an outside stream comes with the `cursor` move that it stands for.
+    The cursor moves in the same entry as the effect; where the key shows that the effect
+    is in the book already, in an entry of its own. If the command is refused, what
+    `aside` makes of the refusal is decided in its place, without the key. A cursor that is
+    not where the move begins refuses everything (cursor_conflict). Submissions with the
+    same cursor are decided in the order in which they came.
     """
 
     __slots__ = (
+        "aside",
         "command",
+        "cursor",
+        "is_counted",
         "is_dropped",
         "key",
         "lane",
@@ -115,9 +157,13 @@ class Submission:
         not_after: int | None = None,
         lane: Lane = Lane.INTERACTIVE,
         ticket: Any = None,
+        cursor: CursorMove | None = None,
+        aside: Callable[[Refused], Command] | None = None,
     ) -> None:
         """`not_after` is in microseconds of the book's time; later batches refuse it."""
+        self.aside = aside
         self.command = command
+        self.cursor = cursor
         self.scope = command.scope if isinstance(command, Abandon) else command.product
         self.key = key
         self.not_after = not_after
@@ -127,6 +173,7 @@ class Submission:
         self.rounds = 0
         self.unloaded: list[Unloaded] = []
         self.is_dropped = False
+        self.is_counted = False
 
 
 Answer = tuple[Submission, Outcome]
@@ -145,9 +192,9 @@ class Engine:
         batch_max: int = 1_000,
     ) -> None:
         """`head` and `standing` as the store has them; `users_max` bounds customers in memory."""
-        if users_max < HOLDERS_MAX:
+        if users_max < USERS_MIN:
             raise ValueError(
-                f"users_max is {users_max}; one command may touch {HOLDERS_MAX} holders"
+                f"users_max is {users_max}; one command may bring {USERS_MIN} users' data"
             )
         self.head = head
         self.cache = HolderCache(users_max)
@@ -166,7 +213,9 @@ class Engine:
         self._time = 0
         self._early: list[Answer] = []
         self._ready: list[Submission] = []
-        self._wanted_holders: set[str] = set()
+        self._stalled: set[str] = set()
+        """Cursors of which a submission was sent back in this batch; the later ones wait for it."""
+        self._applicants: Iterable[str] = ()
 
     # ── in ────────────────────────────────────────────────────────────────────────
 
@@ -201,20 +250,26 @@ class Engine:
         wanted = WantedReads(self.cache, self._standing.counters)
         self._taken = []
         self._early = []
-        cap = self._batch_cap
-        if waiting > cap:
+        cap, places = self._batch_cap, self.cache.guests_max
+        if sum(map(bool, self._lanes)) > 1:
             for lane, share in _SHARES:
                 until = len(self._taken) + max(1, int(cap * share))
-                self._take(self._lanes[lane], min(cap, until), wanted)
+                guests = wanted.places + max(1, int(places * share))
+                self._take(self._lanes[lane], min(cap, until), min(places, guests), wanted)
         for queue in self._lanes:
             if queue:
-                self._take(queue, cap, wanted)
+                self._take(queue, cap, places, wanted)
         if not self._taken and not self._early:
             return None
-        if wanted.reads.holders:
-            self.cache.make_room(wanted.reads.holders, wanted.holders)
-        self._wanted_holders = wanted.holders
-        return wanted.reads, self.cache
+        reads, cache = wanted.reads, self.cache
+        if wanted.places > cache.room:  # one big command, or the bound is a small one
+            for left in cache.make_room(wanted.places):
+                if left in wanted.holders:
+                    reads.holders.add(left)
+        cache.loading = wanted.places
+        reads.room = cache.room
+        self._applicants = wanted.applicants
+        return reads, cache
 
     def decide(self, found: Found, is_late: Callable[[], bool]) -> Append | None:
         """Decide what was taken, in order, and return what to append; None if nothing changed.
@@ -288,85 +343,134 @@ class Engine:
 
     # ── inside ────────────────────────────────────────────────────────────────────
 
-    def _take(self, lane: deque[Submission], until: int, wanted: WantedReads) -> None:
-        """Move submissions from a lane to the batch, up to a count and to the users that fit."""
+    def _take(self, lane: deque[Submission], until: int, places: int, wanted: WantedReads) -> None:
+        """Move submissions from a lane to the batch, up to a count and to the places for guests."""
         taken = self._taken
-        room = self.cache.users_max - HOLDERS_MAX
-        while lane and len(taken) < until and len(wanted.holders) + wanted.indirect <= room:
+        while lane and len(taken) < until:
             submission = lane.popleft()
             if submission.is_dropped:
                 continue
             command = submission.command
+            is_admitting = command.is_admitting
+            wanted.begin(
+                is_admitting=is_admitting,
+                is_counted=is_admitting and not submission.is_counted,
+            )
             try:
                 command.reads(wanted)
+                for unloaded in submission.unloaded:
+                    getattr(wanted, unloaded.shape)(*unloaded.what)
             except Refused as refused:
                 submission.refused = refused
             except Exception as error:  # noqa: BLE001 - a bug in one rule must not stop the book
                 self._early.append((submission, Failure(error)))
                 continue
+            if wanted.places > places and taken:
+                wanted.undo()
+                lane.appendleft(submission)
+                return
             if submission.key:
                 wanted.reads.keys.add((submission.scope, submission.key))
-            if submission.rounds:
-                for unloaded in submission.unloaded:
-                    getattr(wanted, unloaded.shape)(*unloaded.what)
+            submission.is_counted = True
             taken.append(submission)
 
     def _load(self, found: Found) -> bool:
-        """Make what was read resident, room first; False if more users were found than fit."""
-        if not found.holders:
-            return True
-        wanted, cache = self._wanted_holders, self.cache
-        if len(wanted) + len(found.holders) > cache.users_max:
-            together = wanted.union(found.holders)
-            if sum(map(is_customer, together)) > cache.users_max:
-                return False
-        cache.make_room(found.holders, wanted)
+        """Take in what was read; False if it is more than there is room for."""
+        if found.is_cut:
+            return False
+        cache = self.cache
         for holder, (accounts, records) in found.holders.items():
             if holder not in cache:
-                cache.put(holder, accounts, records)
+                cache.welcome(holder, accounts, records)
         return True
 
     def _put_back_half(self) -> None:
         """Try the batch again in halves: the holds and entries it names have too many holders."""
         taken = self._taken
         self._answers = list(self._early)
-        if len(taken) == 1:
+        if len(taken) == 1 and not len(self.cache):
             most = self.cache.users_max
             error = RuntimeError(f"{taken[0].command.name} touches more than {most} users")
             self._answers.append((taken[0], Failure(error)))
-        else:
-            self._batch_cap = max(1, len(taken) // 2)
-            for submission in reversed(taken):
-                self._lanes[submission.lane].appendleft(submission)
+            return
+        if len(taken) == 1:
+            self.cache.make_room(self.cache.users_max)
+        self._batch_cap = max(1, len(taken) // 2)
+        for submission in reversed(taken):
+            self._lanes[submission.lane].appendleft(submission)
 
     def _decide_one(self, submission: Submission, overlay: Overlay) -> Outcome | None:
         """Decide one command; None if it must come back for facts that were not loaded."""
-        command = submission.command
-        key = submission.key
+        cursor = submission.cursor
+        if cursor is not None and cursor.name in self._stalled:
+            self._ready.append(submission)
+            return None
         try:
-            if submission.not_after is not None and overlay.time > submission.not_after:
-                refuse(Reason.NOT_AFTER_PASSED, "the command's deadline passed before its decision")
-            if key:
-                earlier = overlay.entry_of_key(submission.scope, key)
-                if earlier is not None:
-                    command.admit(overlay)
-                    return self._replay(command, key, earlier)
-            if submission.refused is not None:
-                raise submission.refused  # noqa: TRY301 - once more, after the key
-            draft = Draft(overlay, command.product)
-            answer = command.decide(draft)
-            draft.seal()
-            body = encode_entry(_entry(submission, draft, answer))
+            return self._answer(submission, overlay)
         except Refused as refused:
-            return self._refusal(refused)
+            aside = submission.aside
+            if cursor is None or aside is None or refused.reason is Reason.CURSOR_CONFLICT:
+                return self._refusal(refused)
+            return self._set_aside(aside, cursor, overlay, refused)
         except Unloaded as unloaded:
             return self._defer(submission, unloaded)
         except Exception as error:  # noqa: BLE001 - discards this command alone, a 500
             return Failure(error)
-        overlay.merge(draft, submission.scope, key, body)
+
+    def _answer(self, submission: Submission, overlay: Overlay) -> Outcome:
+        """Decide one command, or replay it. Raises Refused, Unloaded, and what a broken rule raises."""
+        command = submission.command
+        key, cursor = submission.key, submission.cursor
+        if cursor is not None:
+            overlay.check_cursor(cursor)
+        if submission.not_after is not None and overlay.time > submission.not_after:
+            refuse(Reason.NOT_AFTER_PASSED, "the command's deadline passed before its decision")
+        if key:
+            earlier = overlay.entry_of_key(submission.scope, key)
+            if earlier is not None:
+                command.admit(overlay)
+                replay = self._replay(command, key, earlier)
+                if cursor is not None:
+                    move = MoveCursor(cursor.name, cursor.before, cursor.after, earlier.sequence)
+                    self._book(move, move.product, "", None, overlay)
+                return replay
+        if submission.refused is not None:
+            raise submission.refused  # once more, after the key
+        return self._book(command, submission.scope, key, cursor, overlay)
+
+    def _set_aside(
+        self,
+        aside: Callable[[Refused], Command],
+        cursor: CursorMove,
+        overlay: Overlay,
+        refused: Refused,
+    ) -> Outcome:
+        """Decide what is to be done with a message that was refused."""
+        self.refusals[refused.reason.code] += 1
+        try:
+            command = aside(refused)
+            return self._book(command, command.product, "", cursor, overlay)
+        except Exception as error:  # noqa: BLE001 - setting aside refuses nothing, so it is a bug
+            return Failure(error)
+
+    def _book(
+        self,
+        command: Command,
+        scope: str,
+        key: str,
+        cursor: CursorMove | None,
+        overlay: Overlay,
+    ) -> Receipt:
+        """Decide a command on a draft of its own, and make it the batch's next entry."""
+        draft = Draft(overlay, command.product)
+        if cursor is not None:
+            draft.move_cursor(cursor.name, cursor.before, cursor.after)
+        answer = command.decide(draft)
+        draft.seal()
+        overlay.merge(draft, scope, key, encode_entry(_entry(command, scope, key, draft, answer)))
         return Receipt(draft.sequence, answer)
 
-    def _replay(self, command: Command, key: str, earlier: Entry) -> Outcome:
+    def _replay(self, command: Command, key: str, earlier: Entry) -> Receipt:
         """Answer a key that is bound already. Refusals: key_reused, key_abandoned."""
         if isinstance(command, Abandon):
             self.replays += 1
@@ -400,6 +504,8 @@ class Engine:
 
     def _defer(self, submission: Submission, unloaded: Unloaded) -> Outcome | None:
         """Send a command back for a fact it did not name. Bounded."""
+        if submission.cursor is not None:
+            self._stalled.add(submission.cursor.name)
         submission.rounds += 1
         if submission.rounds > ROUNDS_MAX:
             return Failure(RuntimeError(f"{submission.command.name} keeps asking: {unloaded}"))
@@ -447,6 +553,9 @@ class Engine:
 
     def _finish(self) -> list[Answer]:
         """Put deferred commands first in their lanes, and hand the answers out."""
+        self._stalled.clear()
+        self.cache.dismiss(self._applicants)
+        self._applicants = ()
         if self._ready:
             for submission in reversed(self._ready):
                 self._lanes[submission.lane].appendleft(submission)
@@ -456,18 +565,17 @@ class Engine:
         return answers
 
 
-def _entry(submission: Submission, draft: Draft, answer: Any) -> Sealed:
+def _entry(command: Command, scope: str, key: str, draft: Draft, answer: Any) -> Sealed:
     """Turn a sealed draft into its entry."""
-    command = submission.command
     return Sealed(
         draft.sequence,
         command.name,
-        submission.scope,
+        scope,
         counted_fields(command),
         answer,
         draft.transfers,
         draft.lines,
-        submission.key,
+        key,
         command.version,
         draft.effective_at,
         draft.openings,

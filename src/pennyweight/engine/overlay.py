@@ -7,6 +7,7 @@ A fact is present, absent or unloaded; an unloaded one raises `Unloaded`, never 
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,13 +21,15 @@ from pennyweight.engine.port import (
     Reads,
     RecordRow,
 )
-from pennyweight.ledger.accounts import Account, holder_of
+from pennyweight.ledger.accounts import Account, holder_of, is_customer
 from pennyweight.ledger.assets import Asset
-from pennyweight.ledger.commands import Command
 from pennyweight.ledger.draft import Draft, Unloaded
 from pennyweight.ledger.entries import CursorMove, Entry, decode_entry
 from pennyweight.ledger.holds import Hold, HoldState
 from pennyweight.ledger.records import RANK_MAX, Record
+from pennyweight.ledger.refusals import Reason, refuse
+
+T = TypeVar("T")
 
 ASSET = "asset"
 """Kind of the records that register assets; they and the counters are always loaded."""
@@ -40,26 +43,67 @@ class WantedReads:
         self.reads = Reads()
         self.holders: set[str] = set()
         """Every holder the batch names, resident or not."""
-        self.indirect = 0
-        """About how many more the holds and entries it names will bring."""
+        self.applicants: dict[str, None] = {}
+        """Users who are not resident and may become so after the batch, in order."""
+        self.places = 0
+        """Users who are not resident: those named, and about as many as holds and entries bring."""
         self._cache = cache
         self._cached = cache.accounts
         self._counters = counters
         self._numbered: Counter[str] = Counter()
+        self._is_admitting = self._is_counted = True
+        self._before = (0, 0, 0)
+        self._named: list[tuple[set[Any], Any]] = []
+
+    def begin(self, *, is_admitting: bool = True, is_counted: bool = True) -> None:
+        """Begin the reads of the next command.
+
+        The users it names may become resident, or not; its uses count for the cache's
+        policy and figures, or were counted before.
+        """
+        self._is_admitting = is_admitting
+        self._is_counted = is_counted
+        self._before = (self.places, self._cache.hits, self._cache.misses)
+        self._named.clear()
+
+    def undo(self) -> None:
+        """Take back what the last command alone has named: it does not fit in this batch."""
+        self.places, self._cache.hits, self._cache.misses = self._before
+        for wanted, what in self._named:
+            wanted.discard(what)
+            if wanted is self.holders:
+                self.reads.holders.discard(what)
+                self.applicants.pop(what, None)
+        self._named.clear()
 
     def account(self, account_id: str) -> None:
         """See `Wanted`."""
         account = self._cached.get(account_id)
-        holder = holder_of(account_id) if account is None else account.holder
-        if holder not in self.holders:
-            self.holder(holder)
+        self.holder(holder_of(account_id) if account is None else account.holder)
 
     def holder(self, holder: str) -> None:
         """See `Wanted`."""
+        cache = self._cache
         if holder not in self.holders:
             self.holders.add(holder)
-            if not self._cache.use(holder):
+            self._named.append((self.holders, holder))
+            if not cache.use(holder, is_counted=self._is_counted):
                 self.reads.holders.add(holder)
+                if is_customer(holder):
+                    self.places += 1
+                    if self._is_admitting:
+                        self.applicants[holder] = None
+        elif self._is_counted and is_customer(holder):
+            cache.use_again(holder)
+            if self._is_admitting and holder in self.reads.holders:
+                self.applicants[holder] = None
+
+    def _want(self, wanted: set[T], what: T, brings: int) -> None:
+        """Want something, which brings about so many users along."""
+        if what not in wanted:
+            wanted.add(what)
+            self._named.append((wanted, what))
+            self.places += brings
 
     def accounts(self, *account_ids: str) -> None:
         """See `Wanted`."""
@@ -74,17 +118,11 @@ class WantedReads:
     def hold(self, hold_id: int) -> None:
         """See `Wanted`. One above the counter is absent, or placed earlier in the batch."""
         if 0 < hold_id <= self._counters.get("hold", 0):
-            self.reads.holds.add(hold_id)
-            self.indirect += 1
+            self._want(self.reads.holds, hold_id, 1)
 
     def hold_of_reference(self, owner: str, reference: str) -> None:
         """See `Wanted`."""
-        self.reads.references.add((owner, reference))
-        self.indirect += 1
-
-    def reads_of(self, command: Command) -> None:
-        """See `Wanted`."""
-        command.reads(self)
+        self._want(self.reads.references, (owner, reference), 1)
 
     def open_holds(self, account_id: str) -> None:
         """See `Wanted`."""
@@ -94,13 +132,11 @@ class WantedReads:
     def entry(self, sequence: int) -> None:
         """See `Wanted`."""
         if 0 < sequence <= RANK_MAX:
-            self.reads.entries.add(sequence)
-            self.indirect += 2
+            self._want(self.reads.entries, sequence, 2)
 
     def entry_of_key(self, product: str, key: str) -> None:
         """See `Wanted`."""
-        self.reads.key_entries.add((product, key))
-        self.indirect += 2
+        self._want(self.reads.key_entries, (product, key), 1)
 
     def record(self, kind: str, record_id: str) -> None:
         """See `Wanted`."""
@@ -265,6 +301,12 @@ class Overlay:
         """See `Facts`."""
         move = self._cursors.get(name)
         return self._standing.cursors.get(name, 0) if move is None else move.after
+
+    def check_cursor(self, move: CursorMove) -> None:
+        """Look whether a cursor is where a move begins. Refusal: cursor_conflict."""
+        at = self.cursor(move.name)
+        if at != move.before or move.after < at:
+            refuse(Reason.CURSOR_CONFLICT, f"cursor {move.name!r} is at {at}, not at {move.before}")
 
     # ── growing ───────────────────────────────────────────────────────────────────
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pennyweight.engine.engine import Abandon
+from pennyweight.engine.engine import OWN_COMMANDS
 from pennyweight.engine.overlay import ASSET
 from pennyweight.engine.port import BackDatedLine, Listing
 from pennyweight.ledger.accounts import HOLDS_OPEN_MAX, Account, asset_of, holder_of
@@ -619,7 +619,7 @@ class Rebuilt:
     def _check_answer(self, entry: Entry) -> None:
         decoder = self._answers.get((entry.product, entry.command))
         if decoder is None:
-            if entry.command != Abandon.name:
+            if all(entry.command != own.name for own in OWN_COMMANDS):
                 self._wrong(f"{entry.command} of {entry.product} is no known command")
             return
         try:

@@ -48,9 +48,6 @@ class Wanted(Protocol):
     def name(self, kind: str, name: str) -> None:
         """The record that carries a unique name, if any."""
 
-    def reads_of(self, command: "Command") -> None:
-        """What another command reads, which this one turned out to stand for."""
-
 
 class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A request or a fact for the book; products derive theirs from it.
@@ -58,6 +55,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     `counted` lists the fields that make two commands the same under one key; what a
     server adds or a price agent carries is left out. `version` is that list's version. A
     fact happened already: its rule books it with `Draft.take` and never refuses it for funds.
+    Users named by a command that is not `is_admitting` do not stay in memory for it.
     """
 
     name: ClassVar[str]
@@ -65,6 +63,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     counted: ClassVar[tuple[str, ...]]
     answer_type: ClassVar[Any]
     version: ClassVar[int] = 1
+    is_admitting: ClassVar[bool] = True
 
     def reads(self, wanted: Wanted) -> None:
         """Say what `decide` will look at; what was forgotten costs another round, no more."""

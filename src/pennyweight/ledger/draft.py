@@ -209,9 +209,13 @@ class Draft:
         """Write units of an asset as decimal text."""
         return format_amount(units, self.asset(asset).scale)
 
+    def find_hold(self, hold_id: int) -> Hold | None:
+        """Return a hold, open or not, as this draft sees it, or None."""
+        return self._hold_states.get(hold_id) or self.facts.hold(hold_id)
+
     def hold(self, hold_id: int) -> Hold:
         """Return a hold, open or not. Refusal: hold_not_found."""
-        hold = self._hold_states.get(hold_id) or self.facts.hold(hold_id)
+        hold = self.find_hold(hold_id)
         if hold is None:
             refuse(Reason.HOLD_NOT_FOUND, f"there is no hold {hold_id}")
         return hold
@@ -685,9 +689,7 @@ class Draft:
         """End a hold without paying."""
         account = self._touch(hold.account)
         account.open_holds -= 1
-        released = msgspec.structs.replace(
-            hold, remaining=0, state=state, changed_by=self.sequence
-        )
+        released = msgspec.structs.replace(hold, remaining=0, state=state, changed_by=self.sequence)
         self._change_hold(verb, released, account, -hold.remaining)
         return released
 

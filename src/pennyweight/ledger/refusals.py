@@ -58,9 +58,11 @@ class Reason(enum.Enum):
     # Shape: ids, assets, amounts.
     ACCOUNT_ID_INVALID = ("account_id_invalid", Kind.MALFORMED, False)
     USER_ID_INVALID = ("user_id_invalid", Kind.MALFORMED, False)
+    WITHDRAWAL_ID_INVALID = ("withdrawal_id_invalid", Kind.MALFORMED, False)
     NAME_INVALID = ("name_invalid", Kind.MALFORMED, False)
     ASSET_INVALID = ("asset_invalid", Kind.MALFORMED, False)
     ASSET_UNKNOWN = ("asset_unknown", Kind.MALFORMED, False)
+    TOKEN_UNKNOWN = ("token_unknown", Kind.MALFORMED, False)
     ASSET_SCALE_FIXED = ("asset_scale_fixed", Kind.CONFLICT, False)
     AMOUNT_INVALID = ("amount_invalid", Kind.MALFORMED, False)
     AMOUNT_NOT_POSITIVE = ("amount_not_positive", Kind.MALFORMED, False)
@@ -69,6 +71,7 @@ class Reason(enum.Enum):
     FLOOR_INVALID = ("floor_invalid", Kind.MALFORMED, False)
     EXPIRY_INVALID = ("expiry_invalid", Kind.MALFORMED, False)
     SAME_ACCOUNT = ("same_account", Kind.MALFORMED, False)
+    SAME_TOKEN = ("same_token", Kind.MALFORMED, False)
 
     # What is named must be there.
     USER_NOT_FOUND = ("user_not_found", Kind.NOT_FOUND, True)
@@ -80,6 +83,8 @@ class Reason(enum.Enum):
     HOLD_NOT_FOUND = ("hold_not_found", Kind.NOT_FOUND, True)
     ENTRY_NOT_FOUND = ("entry_not_found", Kind.NOT_FOUND, True)
     ACCOUNT_NOT_FOUND = ("account_not_found", Kind.NOT_FOUND, True)
+    WITHDRAWAL_NOT_FOUND = ("withdrawal_not_found", Kind.NOT_FOUND, True)
+    DEAD_LETTER_NOT_FOUND = ("dead_letter_not_found", Kind.NOT_FOUND, False)
     TRANSACTION_NOT_FOUND = ("transaction_not_found", Kind.NOT_FOUND, True)
 
     # Who may touch it, and in which state it is.
@@ -97,6 +102,13 @@ class Reason(enum.Enum):
     TRANSACTION_ROLLED_BACK = ("transaction_rolled_back", Kind.CONFLICT, False)
     TRANSACTION_HAS_WIN = ("transaction_has_win", Kind.CONFLICT, True)
     ROUND_CLOSED = ("round_closed", Kind.CONFLICT, False)
+    WITHDRAWAL_ID_TAKEN = ("withdrawal_id_taken", Kind.CONFLICT, False)
+    WITHDRAWAL_SETTLED = ("withdrawal_settled", Kind.CONFLICT, False)
+    WITHDRAWAL_CANCELLED = ("withdrawal_cancelled", Kind.CONFLICT, False)
+    WITHDRAWAL_EXPIRED = ("withdrawal_expired", Kind.CONFLICT, False)
+    DEAD_LETTER_CLOSED = ("dead_letter_closed", Kind.CONFLICT, False)
+    WITHDRAWALS_HALTED = ("withdrawals_halted", Kind.CONFLICT, True)
+    WITHDRAWALS_REDUCING = ("withdrawals_reducing", Kind.CONFLICT, True)
     LIMIT_REACHED = ("limit_reached", Kind.UNFUNDED, True)
     CURSOR_CONFLICT = ("cursor_conflict", Kind.CONFLICT, True)
 

@@ -1,0 +1,129 @@
+"""Dead letters: messages of an outside stream that a product could not take, kept with the reason.
+
+A message set aside is a record of the product that should have taken it, and an event
+that carries the original bytes to a dead-letter topic. An operator replays it, once what
+was wrong is put right, or closes it.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from pennyweight.ledger.draft import Draft
+from pennyweight.ledger.records import Record
+from pennyweight.ledger.refusals import Reason, refuse
+
+LETTER = "dead_letter"
+"""Kind of the records and the counter of their numbers; the id is `<product>-<number>`."""
+
+SET_ASIDE = "dead_letter"
+"""Name of the event."""
+
+PAYLOAD_MAX = 1 << 20
+"""Bytes of a message that are kept; the origin still has the rest."""
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A message as it came: key, payload and the headers' values in base64."""
+
+    topic: str
+    partition: int
+    offset: int
+    payload: str
+    key: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A message that was set aside, why, and what became of it.
+
+    `reason` is a stable code, `detail` a sentence. `closed_in` is the sequence of the
+    entry that replayed or closed it, `note` what the operator said to that.
+    """
+
+    message: Message
+    reason: str
+    detail: str
+    set_aside_at: int
+    state: Literal["open", "replayed", "closed"] = "open"
+    closed_in: int = 0
+    note: str = ""
+
+
+class LetterEvent(msgspec.Struct, frozen=True, gc=False):
+    """What the dead-letter topic is to be sent."""
+
+    letter: str
+    topic: str
+    partition: int
+    offset: int
+    key: str | None
+    payload: str
+    headers: tuple[tuple[str, str], ...]
+    reason: str
+    detail: str
+
+
+def set_aside(draft: Draft, message: Message, reason: str, detail: str) -> str:
+    """Keep a message as a dead letter of the draft's product, and return the letter's id."""
+    letter_id = f"{draft.product}-{draft.next_number(LETTER)}"
+    letter = DeadLetter(message, reason, detail, draft.time)
+    draft.put_record(LETTER, letter_id, letter, before=None, labels=_labels(letter))
+    draft.emit(
+        SET_ASIDE,
+        LetterEvent(
+            letter_id,
+            message.topic,
+            message.partition,
+            message.offset,
+            message.key,
+            message.payload,
+            message.headers,
+            reason,
+            detail,
+        ),
+    )
+    return letter_id
+
+
+def open_letter(draft: Draft, letter_id: str) -> tuple[Record, DeadLetter]:
+    """Return a letter that nobody has dealt with.
+
+    Refusals: dead_letter_not_found, owned_by_product, dead_letter_closed.
+    """
+    record = draft.record(LETTER, letter_id)
+    if record is None:
+        refuse(Reason.DEAD_LETTER_NOT_FOUND, f"there is no dead letter {letter_id[:80]!r}")
+    if record.product != draft.product:
+        refuse(
+            Reason.OWNED_BY_PRODUCT,
+            f"dead letter {letter_id!r} belongs to {record.product}",
+            owner=record.product,
+        )
+    letter: DeadLetter = record.read(DeadLetter)
+    if letter.state != "open":
+        refuse(
+            Reason.DEAD_LETTER_CLOSED,
+            f"dead letter {letter_id!r} was {letter.state} already",
+            state=letter.state,
+            sequence=letter.closed_in,
+        )
+    return record, letter
+
+
+def close_letter(
+    draft: Draft,
+    record: Record,
+    letter: DeadLetter,
+    state: Literal["replayed", "closed"],
+    note: str = "",
+) -> DeadLetter:
+    """Note what became of a letter, and return it."""
+    closed = msgspec.structs.replace(letter, state=state, closed_in=draft.sequence, note=note)
+    draft.put_record(LETTER, record.id, closed, before=record, labels=_labels(closed))
+    return closed
+
+
+def _labels(letter: DeadLetter) -> tuple[str, ...]:
+    """Return what letters are listed by."""
+    return (f"state:{letter.state}", f"reason:{letter.reason}")
