@@ -93,10 +93,12 @@ class WantedReads:
                     self.places += 1
                     if self._is_admitting:
                         self.applicants[holder] = None
-        elif self._is_counted and is_customer(holder):
-            cache.use_again(holder)
-            if self._is_admitting and holder in self.reads.holders:
+        elif self._is_admitting and is_customer(holder):
+            is_news = holder in self.reads.holders and holder not in self.applicants
+            if is_news:  # only settlements have named him before
                 self.applicants[holder] = None
+            if self._is_counted:
+                cache.use(holder) if is_news else cache.use_again(holder)
 
     def _want(self, wanted: set[T], what: T, brings: int) -> None:
         """Want something, which brings about so many users along."""
