@@ -16,35 +16,41 @@ from collections import OrderedDict
 from heapq import heapify, heappop, heappush, heapreplace
 from zlib import crc32
 
-HALF_LIVES = (64.0, 5.0, 0.5)
+HALF_LIVES = (64.0, 5.0, 0.125)
 """The half-lives that are tried, in uses for each place; the first one holds at the start."""
 
-GHOSTS_SHARE = 3
+GHOSTS_SHARE = 2
 """Ghosts for each place."""
 
 PINNED_SHARE = 2
 """One in so many places may be held by pinned users."""
 
-SHADOW_MAX = 512
-"""Places of a directory that tries a half-life; with more, it watches a sample of the users."""
+_TRIED_MAX = 512
+"""Places in a directory that tries a half-life; of more users it watches a sample."""
 
 _LOOKS_MAX = 64
 """How many residents one eviction looks at, at most."""
 
-_WEIGHT_MAX = 2.0**500
+_KEPT = 0.75
+"""What a trial found counts for so much after another period."""
+
+_PLAINLY = 0.04
+"""Another half-life is chosen if it found more by this share of a period's uses."""
+
+_WEIGHT_MAX = 2.0**900
 """Heat is scaled down when a use weighs more."""
 
 
 class _User:
-    """An id and its heat."""
+    """An id and its heat. Residents are listed in the heap, except for some who are pinned."""
 
-    __slots__ = ("heat", "id", "is_aside", "is_watched")
+    __slots__ = ("heat", "id", "is_listed", "is_pinned")
 
     def __init__(self, user: str) -> None:
         self.id = user
         self.heat = 0.0
-        self.is_watched = True
-        self.is_aside = False
+        self.is_listed = False
+        self.is_pinned = False
 
 
 class _Directory:
@@ -55,48 +61,29 @@ class _Directory:
     hotter, so whoever stands at its top with his true heat is the coldest.
     """
 
-    __slots__ = (
-        "_admitted",
-        "_heap",
-        "capacity",
-        "ghosts",
-        "ghosts_max",
-        "hits",
-        "residents",
-        "score",
-        "weight",
-    )
-
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.ghosts_max = GHOSTS_SHARE * capacity
         self.residents: dict[str, _User] = {}
         self.ghosts: OrderedDict[str, _User] = OrderedDict()
         self.weight = 1.0
-        self.hits = 0
-        self.score = 0.0
         self._heap: list[tuple[float, int, _User]] = []
-        self._admitted = 0
+        self._listed = 0
 
-    def use(self, user: str) -> _User:
-        """Add a use to a user's heat; count a hit, or remember a ghost."""
-        known = self.residents.get(user)
-        if known is not None:
-            self.hits += 1
-        else:
-            known = self.ghosts.pop(user, None) or _User(user)
-            self.ghosts[user] = known
-            if len(self.ghosts) > self.ghosts_max:
-                self.ghosts.popitem(last=False)
+    def miss(self, user: str) -> None:
+        """Note a use of one who is not resident: he is a ghost, the newest."""
+        known = self.ghosts.pop(user, None) or _User(user)
         known.heat += self.weight
-        return known
+        self._haunt(known)
 
     def admit(self, user: str) -> str | None:
-        """Make a ghost resident, if he is hot enough; return who is not resident now."""
-        victim = None
+        """Make a ghost resident if he is hot enough; return who is not resident now."""
+        if user in self.residents:
+            return None
         newcomer = self.ghosts.get(user) or _User(user)
+        victim = None
         if len(self.residents) >= self.capacity:
-            coldest = self.coldest()
+            coldest = self._coldest()
             if coldest is None or newcomer.heat <= coldest.heat + min(coldest.heat, self.weight):
                 return user
             victim = self.drop()
@@ -105,42 +92,206 @@ class _Directory:
         self.enlist(newcomer)
         return victim
 
-    def coldest(self) -> _User | None:
-        """Bring the coldest of the residents to the heap's top, those set aside excepted."""
+    def drop(self) -> str | None:
+        """Make the coldest resident a ghost; None if there is none who may be dropped."""
+        user = self._coldest()
+        if user is None:
+            return None
+        heappop(self._heap)
+        user.is_listed = False
+        del self.residents[user.id]
+        self._haunt(user)
+        return user.id
+
+    def enlist(self, user: _User) -> None:
+        """Put a resident among those who may be dropped, if he is not there."""
+        if not user.is_listed:
+            user.is_listed = True
+            self._listed += 1
+            heappush(self._heap, (user.heat, self._listed, user))
+
+    def fade(self, factor: float) -> None:
+        """Let time pass: from now on a use weighs more by this factor."""
+        self.weight *= factor
+        if self.weight > _WEIGHT_MAX:
+            scale, self.weight = 1.0 / self.weight, 1.0
+            for users in (self.residents, self.ghosts):
+                for user in users.values():
+                    user.heat *= scale
+            self._heap = [(heat * scale, order, user) for heat, order, user in self._heap]
+            heapify(self._heap)
+
+    def _coldest(self) -> _User | None:
+        """Bring the coldest resident to the heap's top; pinned ones on the way leave it."""
         heap = self._heap
         looks = 0
         while heap:
             heat, order, user = heap[0]
-            if user.is_aside:
+            if user.is_pinned:
                 heappop(heap)
-            elif user.heat == heat or looks >= _LOOKS_MAX:
+                user.is_listed = False
+            elif user.heat == heat or looks == _LOOKS_MAX:
                 return user
             else:
                 heapreplace(heap, (user.heat, order, user))
                 looks += 1
         return None
 
-    def drop(self) -> str:
-        """Make the one at the heap's top a ghost."""
-        user = heappop(self._heap)[2]
-        del self.residents[user.id]
+    def _haunt(self, user: _User) -> None:
+        """Remember who is not resident; the oldest ghost makes room."""
         self.ghosts[user.id] = user
         if len(self.ghosts) > self.ghosts_max:
             self.ghosts.popitem(last=False)
-        return user.id
 
-    def enlist(self, user: _User) -> None:
-        """Put a resident among those who may be dropped."""
-        self._admitted += 1
-        heappush(self._heap, (user.heat, self._admitted, user))
 
-    def fade(self, factor: float) -> None:
-        """Let time pass: later uses weigh more by this factor."""
-        self.weight *= factor
-        if self.weight > _WEIGHT_MAX:
-            for users in (self.residents, self.ghosts):
-                for user in users.values():
-                    user.heat /= self.weight
-            self._heap = [(heat / self.weight, n, user) for heat, n, user in self._heap]
-            heapify(self._heap)
-            self.weight = 1.0
+class _Trial(_Directory):
+    """Ids without data: what one half-life would have found, lately."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.found = 0.0
+
+    def use(self, user: str) -> None:
+        known = self.residents.get(user)
+        if known is not None:
+            known.heat += self.weight
+            self.found += 1
+        else:
+            self.miss(user)
+            self.admit(user)
+
+    def peek(self, user: str) -> None:
+        if user in self.residents:
+            self.found += 1
+
+
+class Replacement:
+    """Decides who of those called stays, within `capacity`. Ids only.
+
+    `use` notes a call; `admit`, once the user's data are at hand, whether he stays.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Raises ValueError if there is no place at all."""
+        if capacity < 1:
+            raise ValueError("a cache has at least one place")
+        self.capacity = capacity
+        self.ghosts_max = GHOSTS_SHARE * capacity
+        self.pinned_max = capacity // PINNED_SHARE
+        self._sample = -(-capacity // _TRIED_MAX)
+        self._tick = max(1, min(64, capacity // 16))
+        self._period = max(16, 2 * capacity)
+        self._factors = [2.0 ** (self._tick / (uses * capacity)) for uses in HALF_LIVES]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._directory = _Directory(self.capacity)
+        self._residents = self._directory.residents
+        self._trials = [_Trial(-(-self.capacity // self._sample)) for _ in HALF_LIVES]
+        self._chosen = 0
+        self._pinned: OrderedDict[str, _User] = OrderedDict()
+        self._heard: list[str] = []
+        self._judged = 0
+
+    def __len__(self) -> int:
+        """How many users are resident."""
+        return len(self._residents)
+
+    def __contains__(self, user: object) -> bool:
+        """Whether the user is resident."""
+        return user in self._residents
+
+    @property
+    def ghosts(self) -> int:
+        """How many users are remembered, by id, who are not resident."""
+        return len(self._directory.ghosts)
+
+    @property
+    def pinned(self) -> int:
+        """How many residents are spared."""
+        return len(self._pinned)
+
+    def use(self, user: str) -> bool:
+        """Note a use, and return whether the user is resident. Admits nobody."""
+        known = self._residents.get(user)
+        if known is not None:
+            known.heat += self._directory.weight
+        else:
+            self._directory.miss(user)
+        heard = self._heard
+        heard.append(user)
+        if len(heard) >= self._tick:
+            self._listen()
+        return known is not None
+
+    def peek(self, user: str) -> bool:
+        """Note that a settlement wanted the user, and return whether he is resident.
+
+        He gets no hotter by it, but a half-life that would have kept him is the better one.
+        """
+        if not crc32(user.encode()) % self._sample:
+            for trial in self._trials:
+                trial.peek(user)
+        return user in self._residents
+
+    def admit(self, user: str) -> str | None:
+        """Decide about a user who was used and is not resident, and whose data are at hand.
+
+        Returns who is to be dropped: nobody (there was room), a resident, who is none any
+        more, or the user himself, who is refused. A resident is not admitted twice.
+        """
+        return self._directory.admit(user)
+
+    def evict(self) -> str | None:
+        """Drop the coldest resident who is not spared; None if there is none."""
+        return self._directory.drop()
+
+    def pin(self, user: str, is_pinned: bool) -> None:  # noqa: FBT001 - a state, not a switch
+        """Spare a resident who has open holds, or no longer; of others nothing is noted.
+
+        Beyond `pinned_max` the oldest pin stops counting.
+        """
+        if not is_pinned:
+            known = self._pinned.pop(user, None)
+            if known is not None:
+                self._unpin(known)
+        elif user in self._pinned:
+            self._pinned.move_to_end(user)
+        elif self.pinned_max and (known := self._residents.get(user)) is not None:
+            known.is_pinned = True
+            self._pinned[user] = known
+            if len(self._pinned) > self.pinned_max:
+                _, oldest = self._pinned.popitem(last=False)
+                self._unpin(oldest)
+
+    def _unpin(self, user: _User) -> None:
+        user.is_pinned = False
+        self._directory.enlist(user)
+
+    def _listen(self) -> None:
+        """Play what was heard to the trials, let time pass, and choose a half-life."""
+        heard, sample = self._heard, self._sample
+        if sample > 1:
+            watched = [user for user in heard if not crc32(user.encode()) % sample]
+        else:
+            watched = heard
+        for trial, factor in zip(self._trials, self._factors, strict=True):
+            for user in watched:
+                trial.use(user)
+            trial.fade(factor)
+        self._directory.fade(self._factors[self._chosen])
+        self._judged += len(heard)
+        heard.clear()
+        if self._judged >= self._period:
+            self._choose()
+
+    def _choose(self) -> None:
+        """Fade by the half-life that found most of late, if it is plainly better."""
+        best = max(self._trials, key=lambda trial: trial.found)
+        margin = self._judged / self._sample * _PLAINLY
+        if best.found > self._trials[self._chosen].found + margin:
+            self._chosen = self._trials.index(best)
+        for trial in self._trials:
+            trial.found *= _KEPT
+        self._judged = 0
