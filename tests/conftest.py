@@ -5,6 +5,8 @@ import os
 import pytest
 import structlog
 
+pytest_plugins = ["brokers"]
+
 ALLOWED_PREFIX = "not here: "
 _unexpected: dict[str, str] = {}
 

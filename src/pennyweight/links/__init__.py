@@ -1,0 +1,1 @@
+"""What speaks to systems outside, thin and typed: no rules, no threads, nothing imported early."""

@@ -1,0 +1,380 @@
+"""Kafka, held right: batches in from positions the book keeps, acknowledged messages out.
+
+`Consumer` starts every partition where the book says, never where the broker thinks it
+was; what is committed to the broker is for lag tools alone. `Producer` waits for every
+replica and counts what was delivered. Neither is to be shared between threads. A broker
+that is down is a `status`, and both go on by themselves when it is back. The client is
+imported when one of them is made, because the command line must start quickly.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Protocol
+
+BATCH = 500
+"""Messages that one `consume` returns at most."""
+
+PROBE_SECONDS = 3.0
+"""After so long without a sign of life the broker is asked for one."""
+
+_PROBE_TIMEOUT_SECONDS = 1.0
+_MOCK_CLUSTER = "mockCluster"
+"""How the client's own mock broker names itself; it knows no ids of topics."""
+
+_NO_ID = "A" * 22
+"""The id of all zeros, as text: the broker has none."""
+
+_URL_SAFE = str.maketrans("+/", "-_")
+
+Options = Mapping[str, str]
+"""More settings of the client (`security.protocol`, `sasl.…`), which win over ours."""
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class ExtraMissing(Exception):
+    """The client is not installed."""
+
+
+class LinkError(Exception):
+    """The broker did not do it, with the reason as a sentence; trying again later is right."""
+
+
+class Received(Protocol):
+    """A message as the client hands it over. The timestamp is (type, milliseconds)."""
+
+    def topic(self) -> str | None: ...
+    def partition(self) -> int | None: ...
+    def offset(self) -> int | None: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> Any: ...
+    def timestamp(self) -> tuple[int, int]: ...
+
+
+Gained = Callable[[str, int, str, int | None], object]
+"""Told of a partition that is ours now: topic, partition, stream, stored position."""
+
+Lost = Callable[[Sequence[tuple[str, int]]], object]
+"""Told of partitions (topic, number) that are about to be another's, or already are."""
+
+
+def client() -> ModuleType:
+    """Import the client. Raises ExtraMissing."""
+    try:
+        import confluent_kafka  # noqa: PLC0415 - 40 ms that only a server with Kafka should pay
+    except ImportError as error:
+        raise ExtraMissing(
+            "Kafka needs the extra `kafka`: pip install 'pennyweight[kafka]'"
+        ) from error
+    return confluent_kafka
+
+
+class _Link:
+    """What consumer and producer share: settings, errors that make a status, probes."""
+
+    def __init__(self, brokers: str, topic: str | None) -> None:
+        """`topic` is what probes ask about, so that they stay small on a large cluster."""
+        self._kafka = client()
+        self._brokers = brokers
+        self._topic = topic
+        self._alive_at = time.monotonic()
+        self._is_down = False
+        self.status = ""
+        """Why nothing moves, for `/readyz`; "" while all is well."""
+
+    def _settings(self, options: Options) -> dict[str, Any]:
+        return {
+            "bootstrap.servers": self._brokers,
+            "client.id": "pennyweight",
+            "error_cb": self._on_error,
+            "log_level": 0,
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 1_000,
+            "topic.metadata.refresh.interval.ms": 30_000,
+            **options,
+        }
+
+    def _on_error(self, error: Any) -> None:
+        """Note what stops everything; single brokers come and go, and the client deals with it."""
+        codes = self._kafka.KafkaError
+        if error.fatal() or error.code() in {
+            codes._ALL_BROKERS_DOWN,  # noqa: SLF001 - the client's public names of local errors
+            codes._AUTHENTICATION,  # noqa: SLF001 - as above
+            codes._RESOLVE,  # noqa: SLF001 - as above
+            codes._SSL,  # noqa: SLF001 - as above
+        }:
+            self._is_down = True
+            self.status = f"{self._brokers}: {_sentence(error)}"
+
+    def _is_alive(self) -> None:
+        self._alive_at = time.monotonic()
+        if self.status:
+            self._is_down = False
+            self.status = ""
+
+    def _probe(self, handle: Any) -> None:
+        """Ask the broker for a sign of life where there was none for a while."""
+        wait = _PROBE_TIMEOUT_SECONDS if self._is_down else PROBE_SECONDS
+        if time.monotonic() - self._alive_at < wait:
+            return
+        try:
+            handle.list_topics(self._topic, timeout=_PROBE_TIMEOUT_SECONDS)
+        except self._kafka.KafkaException as error:
+            self._alive_at = time.monotonic()
+            self._is_down = True
+            self.status = f"{self._brokers}: {_sentence(error.args[0])}"
+        else:
+            self._is_alive()
+
+
+class Consumer(_Link):
+    """A member of a consumer group whose positions are kept elsewhere.
+
+    A partition is a stream for ever: `kafka:<cluster id>/<topic's id, else its name>/<number>`.
+    `position_of` is asked for the stored position of a stream when its partition is
+    assigned (None: from the earliest message). `on_gain` and `on_loss` are called inside
+    `consume` and `close`, in the caller's thread.
+    """
+
+    def __init__(
+        self,
+        brokers: str,
+        topics: Sequence[str],
+        *,
+        group: str,
+        position_of: Callable[[str], int | None],
+        on_gain: Gained,
+        on_loss: Lost,
+        options: Options | None = None,
+    ) -> None:
+        """Join the group. Raises ExtraMissing, and LinkError while that cannot be done.
+
+        The broker must be up and have every topic: a partition whose stream cannot be
+        named for certain must not be read, or it would be read from its beginning again.
+        """
+        super().__init__(brokers, topics[0])
+        self._topics = tuple(topics)
+        self._position_of = position_of
+        self._on_gain = on_gain
+        self._on_loss = on_loss
+        self._options = options or {}
+        self._names = self._identify()
+        self._consumer = self._kafka.Consumer(
+            {
+                **self._settings({}),
+                "group.id": group,
+                "partition.assignment.strategy": "cooperative-sticky",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 100,
+                "fetch.error.backoff.ms": 100,
+                "queued.max.messages.kbytes": 16_384,
+            }
+            | dict(self._options)
+        )
+        self._consumer.subscribe(
+            list(self._topics), on_assign=self._gain, on_revoke=self._lose, on_lost=self._lose
+        )
+
+    # ── messages ──────────────────────────────────────────────────────────────────
+
+    def consume(self, limit: int, timeout_seconds: float) -> list[Received]:
+        """Return what has come, waiting for `limit` messages at most so long.
+
+        Raises LinkError when a topic is gone: its name may soon mean another one, so the
+        caller must close this consumer and make a new one.
+        """
+        try:
+            found = self._consumer.consume(min(limit, BATCH), timeout_seconds)
+        except self._kafka.KafkaException as error:
+            raise LinkError(_sentence(error.args[0])) from error
+        messages = [message for message in found if message.error() is None]
+        if len(messages) < len(found):
+            self._look_at_errors(found)
+        if messages:
+            self._is_alive()
+        else:
+            self._probe(self._consumer)
+        return messages
+
+    def pause(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Fetch no more of these; `consume` must still be called, or the group takes them away."""
+        self._consumer.pause(self._places(partitions))
+
+    def resume(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Fetch these again."""
+        self._consumer.resume(self._places(partitions))
+
+    def seek(self, topic: str, partition: int, position: int | None) -> None:
+        """Go on at a position (None: the earliest message). Raises LinkError."""
+        place = self._kafka.TopicPartition(topic, partition, self._offset(position))
+        try:
+            self._consumer.seek(place)
+        except self._kafka.KafkaException as error:
+            raise LinkError(_sentence(error.args[0])) from error
+
+    def commit(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """Tell the broker, for tools that show lag; nobody waits for it or relies on it."""
+        offsets = [
+            self._kafka.TopicPartition(topic, partition, position)
+            for (topic, partition), position in positions.items()
+        ]
+        with contextlib.suppress(self._kafka.KafkaException):
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+
+    def end(self, topic: str, partition: int) -> int | None:
+        """Return the offset after the partition's last message as last heard, None before that."""
+        place = self._kafka.TopicPartition(topic, partition)
+        try:
+            _, high = self._consumer.get_watermark_offsets(place, cached=True)
+        except self._kafka.KafkaException:
+            return None
+        return int(high) if high >= 0 else None
+
+    def is_same_topic(self) -> bool:
+        """Return whether the topics are still those that were joined. Raises LinkError."""
+        return self._identify() == self._names
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+    # ── inside ────────────────────────────────────────────────────────────────────
+
+    def _identify(self) -> dict[str, list[str]]:
+        """Return, for each topic, what its streams may be called before the partition.
+
+        By id first: a topic that was deleted and made again is another one. A book that
+        has read it by name, from a broker that gave no ids yet, goes on by name.
+        """
+        from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - see `client`
+
+        kafka = self._kafka
+        admin = AdminClient(self._settings(self._options))
+        try:
+            # The mock makes a topic when it is asked about; real brokers say that there is none.
+            found = [admin.list_topics(topic, timeout=2.0) for topic in self._topics]
+            for topic, metadata in zip(self._topics, found, strict=True):
+                if metadata.topics[topic].error is not None:
+                    raise LinkError(f"topic {topic}: {_sentence(metadata.topics[topic].error)}")
+            cluster: str | None = found[0].cluster_id
+            if cluster is None:
+                raise LinkError(f"{self._brokers}: it does not say which cluster it is")
+            if cluster.startswith(_MOCK_CLUSTER):
+                return {topic: [f"{cluster}/{topic}"] for topic in self._topics}
+            wanted = kafka.TopicCollection(list(self._topics))
+            described = admin.describe_topics(wanted, request_timeout=3.0)
+            return {
+                topic: [f"{cluster}/{name}" for name in _ids(future.result(5.0), topic)]
+                for topic, future in described.items()
+            }
+        except kafka.KafkaException as error:
+            raise LinkError(f"{self._brokers}: {_sentence(error.args[0])}") from error
+        except TimeoutError:
+            raise LinkError(f"{self._brokers}: no description of the topics") from None
+
+    def _gain(self, consumer: Any, partitions: list[Any]) -> None:
+        for place in partitions:
+            stream, position = self._stream(place.topic, place.partition)
+            place.offset = self._offset(position)
+            self._on_gain(place.topic, place.partition, stream, position)
+        consumer.incremental_assign(partitions)
+
+    def _lose(self, _: Any, partitions: list[Any]) -> None:
+        self._on_loss([(place.topic, place.partition) for place in partitions])
+
+    def _stream(self, topic: str, partition: int) -> tuple[str, int | None]:
+        """Return the stream of a partition, under the name that the book knows, and its position."""
+        names = [f"kafka:{name}/{partition}" for name in self._names[topic]]
+        for name in names:
+            position = self._position_of(name)
+            if position is not None:
+                return name, position
+        return names[0], None
+
+    def _offset(self, position: int | None) -> int:
+        return int(self._kafka.OFFSET_BEGINNING) if position is None else position
+
+    def _places(self, partitions: Iterable[tuple[str, int]]) -> list[Any]:
+        return [self._kafka.TopicPartition(topic, number) for topic, number in partitions]
+
+    def _look_at_errors(self, found: Sequence[Any]) -> None:
+        codes = self._kafka.KafkaError
+        gone = {codes.UNKNOWN_TOPIC_OR_PART, codes.UNKNOWN_TOPIC_ID, codes.INCONSISTENT_TOPIC_ID}
+        for message in found:
+            error = message.error()
+            if error is not None and (error.fatal() or error.code() in gone):
+                raise LinkError(f"topic {message.topic()}: {_sentence(error)}")
+
+
+class Producer(_Link):
+    """Sends messages that count only when every replica in sync has them, in order by key."""
+
+    def __init__(self, brokers: str, topic: str, *, options: Options | None = None) -> None:
+        """`topic` is one that it will write to. Raises ExtraMissing."""
+        super().__init__(brokers, topic)
+        self.failed = 0
+        """Messages that were given up, since the beginning."""
+        self._producer = self._kafka.Producer(
+            self._settings(
+                {
+                    "acks": "all",
+                    "enable.idempotence": "true",
+                    "linger.ms": "5",
+                    "compression.type": "lz4",
+                    "delivery.timeout.ms": "30000",
+                    **(options or {}),
+                }
+            )
+        )
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        """Queue a message. Raises LinkError when it cannot be queued (too large, queue full)."""
+        try:
+            self._producer.produce(
+                topic, value, key, headers=list(headers), on_delivery=self._delivered
+            )
+        except (BufferError, self._kafka.KafkaException) as error:
+            cause = error.args[0]
+            raise LinkError(f"topic {topic}: {_sentence(cause)}") from error
+
+    def flush(self, timeout_seconds: float) -> int:
+        """Wait at most so long for delivery reports, and return how many are still missing."""
+        left: int = self._producer.flush(timeout_seconds)
+        if left:
+            self._probe(self._producer)
+        return left
+
+    def look(self) -> None:
+        """Notice while nothing is sent whether the broker is there."""
+        self._producer.poll(0)
+        self._probe(self._producer)
+
+    def close(self) -> None:
+        """Give up what is still queued."""
+        self._producer.purge()
+        self._producer.flush(1.0)
+
+    def _delivered(self, error: Any, message: Any) -> None:
+        if error is None:
+            self._is_alive()
+            return
+        self.failed += 1
+        self.status = f"topic {message.topic()}: {_sentence(error)}"
+
+
+def _ids(description: Any, topic: str) -> list[str]:
+    """Return the topic's id, if it has one, and its name."""
+    given = description.topic_id
+    if given is None or str(given) == _NO_ID:
+        return [topic]
+    return [str(given).translate(_URL_SAFE), topic]
+
+
+def _sentence(error: Any) -> str:
+    """What the client says, without its codes."""
+    return str(error.str()) if hasattr(error, "str") else str(error)
