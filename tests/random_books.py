@@ -92,6 +92,38 @@ class Fact(Command, frozen=True):
         return draft.take(f"user:{self.user}:USD", draft.own_account("house:USD"), self.amount)
 
 
+class Reserve(Command, frozen=True):
+    """A hold with a reference; asked again, half of it is settled, and then the rest is voided."""
+
+    name = "reserve"
+    product = "notes"
+    counted = ("user", "reference")
+    answer_type = int
+
+    user: int
+    reference: str
+    seconds: int | None = None
+
+    def reads(self, wanted: Wanted) -> None:
+        wanted.accounts(f"user:{self.user}:USD", "world:USD")
+        wanted.hold_of_reference("notes", self.reference)
+
+    def decide(self, draft: Draft) -> int:
+        hold = draft.hold_of_reference(self.reference)
+        if hold is None:
+            expires_at = None if self.seconds is None else draft.time + self.seconds * 1_000_000
+            return draft.place_hold(
+                f"user:{self.user}:USD",
+                10 * 10**18,
+                expires_at=expires_at,
+                reference=self.reference,
+            ).id
+        if hold.remaining == hold.amount:
+            half = hold.amount // 2
+            return draft.settle_hold(hold.id, "world:USD", half, is_rest_kept=True).id
+        return draft.void_hold(hold.id).id
+
+
 def open_book(store: Store | None = None) -> InlineBook:
     """Open a book on a store, in memory if none is given."""
     store = store or MemoryStore(Head(book="main", incarnation="first"))
@@ -151,6 +183,8 @@ def _command(dice: random.Random, book: InlineBook) -> Command:
             )
         case 4 | 5:
             seconds = dice.choice((None, 4, 1_000))
+            if dice.random() < 0.4:
+                return Reserve(dice.randrange(USERS), f"reserved {dice.randrange(40)}", seconds)
             return PlaceHold(_account(dice, asset), asset, amount, seconds)
         case 6:
             return SettleHold(hold, amount, _account(dice, asset), dice.random() < 0.5)

@@ -15,7 +15,7 @@ from pennyweight.ledger.entries import Entry, decode_entry, encode_entry
 from pennyweight.products.general import LoadBalances, PlaceHold, SettleHold, Transfer
 from pennyweight.runtime.inline import InlineBook
 from pennyweight.stores.memory import MemoryStore
-from random_books import START, Note, open_book, random_book
+from random_books import START, Note, Reserve, open_book, random_book
 
 ANSWERS = answers_of(known_commands())
 Rows = list[tuple[str, Any]]
@@ -314,6 +314,11 @@ def test_a_forged_entry_is_found(
         (SETTLED, {"id": 9}, "is not open, but is changed (settle)"),
         (SETTLED, {"remaining": 1}, "is not its own change"),
         (SETTLED, {"owner": "wallet"}, "more than its remainder"),
+        (SETTLED, {"reference": "other"}, "more than its remainder"),
+        (SETTLED, {"placed_at": START}, "more than its remainder"),
+        (SETTLED, {"changed_by": PLACED}, "more than its remainder"),
+        (PLACED, {"placed_at": START}, "at another time, or by another entry"),
+        (PLACED, {"changed_by": PAY}, "at another time, or by another entry"),
     ],
 )
 def test_a_forged_hold_is_found(
@@ -385,6 +390,21 @@ def test_a_key_that_is_bound_twice_is_found(copy: Copy) -> None:
     copy.rewrite(11, key="one")
     copy.replace("key", lambda row: row.key == "two", key="one")
     assert first_wrong(copy) == (11, "its key ledger one was bound by entry 10 already")
+
+
+def test_a_reference_that_is_taken_twice_is_found() -> None:
+    book = open_book()
+    book.execute(LoadBalances("1", (("USD", "100"),)))
+    for reference in ("one", "two", "three", "one"):
+        book.execute(Reserve(1, reference))
+    copy = Copy(book.store)
+    assert prove(copy).ok
+    placed = copy.find("reserve") + 1
+    change = decode_entry(copy.bodies[placed]).holds[0]
+    twin = msgspec.structs.replace(change.hold, reference="one")
+    copy.rewrite(placed, holds=[msgspec.structs.replace(change, hold=twin)])
+    copy.replace("hold", lambda row: row.id == 2, reference="one")
+    assert first_wrong(copy) == (placed, "hold 2 takes the reference notes one, which hold 1 has")
 
 
 def test_problems_are_bounded_but_counted() -> None:

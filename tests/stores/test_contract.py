@@ -13,6 +13,7 @@ from pennyweight.engine.port import (
     BackDatedLine,
     ConstraintFailed,
     Due,
+    Found,
     Head,
     HoldRow,
     NotOwner,
@@ -21,13 +22,14 @@ from pennyweight.engine.port import (
 )
 from pennyweight.engine.receipts import Failure, Receipt
 from pennyweight.engine.verification import check_tail
+from pennyweight.ledger.accounts import is_customer
 from pennyweight.ledger.entries import CursorMove, decode_entry
 from pennyweight.ledger.holds import Hold, HoldState
 from pennyweight.products.general import OpenAccount, PlaceHold, SettleHold, Transfer
 from pennyweight.runtime.inline import InlineBook
 from pennyweight.runtime.opening import open_engine
 from pennyweight.stores.memory import MemoryStore
-from random_books import Clock, Note, open_book, random_book
+from random_books import Clock, Note, Reserve, open_book, random_book
 from stores.batches import account, append_of, dump, record
 
 BIG = 10**38 - 1
@@ -70,10 +72,12 @@ def test_begin_of_absent_facts_says_so_for_each(store: Store):
             entries={9},
             records={("note", "1")},
             names={("note", "n")},
+            references={("ledger", "r")},
         ),
         set(),
     )
     assert found.holders == {"user:1": ([], [])}
+    assert found.references == {("ledger", "r"): None}
     assert found.keys == {("ledger", "k"): None, ("ledger", "e"): None}
     assert found.holds == {7: None}
     assert found.open_holds == {"user:1:USD": []}
@@ -96,6 +100,7 @@ def test_begin_of_what_cannot_be_stored_is_absent(store: Store):
             open_holds={"\ud800"},
             records={("note", "\ud800")},
             names={("note", "\ud800")},
+            references={("\ud800", "r"), ("ledger", "\ud800"), ("ledger", "")},
         ),
         set(),
     )
@@ -106,11 +111,12 @@ def test_begin_of_what_cannot_be_stored_is_absent(store: Store):
     assert found.open_holds == {"\ud800": []}
     assert set(found.records.values()) == {None}
     assert set(found.names.values()) == {None}
+    assert list(found.references.values()) == [None] * 3
 
 
 @pytest.fixture
 def furnished(store: Store) -> Store:
-    """A book with two users, a hold, a record of a user, a key."""
+    """A book with two users, holds, one of them with a reference, a record of a user, a key."""
     book = open_book(store)
     for command, key in (
         (OpenAccount("user:1:USD"), ""),
@@ -120,6 +126,7 @@ def furnished(store: Store) -> Store:
         (PlaceHold("user:1:USD", "USD", "10"), ""),
         (PlaceHold("user:1:USD", "USD", "5"), ""),
         (Note(1, "hello"), ""),
+        (Reserve(1, "mine"), "mine"),
     ):
         assert isinstance(book.execute(command, key=key), Receipt)
     commit(store, records=[(record("kept", holder="user:2", names=("door",)), None)])
@@ -131,7 +138,7 @@ def test_begin_loads_all_that_a_holder_has(furnished: Store):
     accounts, records = found.holders["user:1"]
     assert [a.id for a in accounts] == ["user:1:USD", "user:1:BTC"]
     assert accounts[0] == furnished.account("user:1:USD")
-    assert accounts[0].available == 85 * 10**18
+    assert accounts[0].available == 75 * 10**18
     assert records == []
     assert [r.id for r in found.holders["user:2"][1]] == ["kept"]
 
@@ -172,7 +179,113 @@ def test_begin_of_a_hold_brings_its_holder(furnished: Store):
 
 def test_begin_of_open_holds_is_oldest_first(furnished: Store):
     found = furnished.begin(Reads(open_holds={"user:1:USD"}), set())
-    assert [hold.id for hold in found.open_holds["user:1:USD"]] == [1, 2]
+    assert [hold.id for hold in found.open_holds["user:1:USD"]] == [1, 2, 3]
+
+
+def test_begin_of_a_reference_brings_the_hold_and_its_holder(furnished: Store):
+    wanted = {("notes", "mine"), ("ledger", "mine"), ("notes", "other"), ("notes", "")}
+    found = furnished.begin(Reads(references=wanted), set())
+    assert found.references == dict.fromkeys(wanted) | {("notes", "mine"): 3}
+    assert found.holds == {3: furnished.hold(3)}
+    assert set(found.holders) == {"user:1"}
+    assert furnished.begin(Reads(references=wanted), {"user:1"}).holders == {}
+
+
+def test_begin_of_a_reference_finds_its_hold_after_the_end(furnished: Store):
+    book = InlineBook(open_engine(furnished, now=Clock()()), furnished, Clock())
+    for _ in range(2):
+        assert isinstance(book.execute(Reserve(1, "mine")), Receipt)
+    hold = furnished.hold(3)
+    assert hold is not None
+    assert (hold.reference, hold.state) == ("mine", HoldState.VOIDED)
+    assert hold.changed_by == furnished.head().sequence
+    found = furnished.begin(Reads(references={("notes", "mine")}), set())
+    assert found.references == {("notes", "mine"): 3}
+    assert found.holds == {3: hold}
+
+
+# ── begin: room for users ─────────────────────────────────────────────────────────
+
+PAID, MINE = ("ledger", "paid"), ("notes", "mine")
+
+ROOMS: dict[str, tuple[dict[str, object], int]] = {
+    "nobody": ({"holders": {"world", "house", "venue:x"}, "holds": {99}, "entries": {999}}, 0),
+    "absent": (
+        {
+            "keys": {("ledger", "never")},
+            "key_entries": {("notes", "never")},
+            "references": {("notes", "never")},
+        },
+        0,
+    ),
+    "facts of no user": (
+        {
+            "records": {("notes.note", "1")},
+            "names": {("note", "door")},
+            "open_holds": {"user:1:USD"},
+        },
+        0,
+    ),
+    "users": ({"holders": {"user:1", "user:2", "user:9", "account:7", "world"}}, 4),
+    "bodies of keys": ({"keys": {PAID, MINE, ("ledger", "never")}}, 2),
+    "a key and whom it touched": ({"key_entries": {PAID}}, 2),
+    "a key in both ways": ({"keys": {PAID}, "key_entries": {PAID}}, 2),
+    "entries and whom they touched": ({"entries": set(range(1, 1_000))}, -1),
+    "holds of one user": ({"holds": {1, 2, 3, 99}}, 1),
+    "a hold by reference": ({"references": {MINE}}, 1),
+    "a hold in both ways": ({"holds": {3}, "references": {MINE}}, 1),
+    "a hold of a user who is named": ({"holders": {"user:1"}, "holds": {2}}, 1),
+    "a hold of another user": ({"holders": {"user:2"}, "holds": {2}}, 2),
+    "of everything": (
+        {
+            "holders": {"user:2", "user:9"},
+            "keys": {MINE, ("ledger", "never")},
+            "key_entries": {PAID},
+            "entries": {1},
+            "holds": {1, 99},
+            "references": {MINE, ("notes", "never")},
+        },
+        6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_begin_with_room_reads_all_or_is_cut(furnished: Store, name: str):
+    wanted, users = ROOMS[name]
+    full = furnished.begin(Reads(**wanted), set())  # type: ignore[arg-type]
+    bodies = [*full.keys.values(), *full.entries.values()]
+    count = sum(map(is_customer, full.holders)) + sum(body is not None for body in bodies)
+    assert users in {count, -1}
+    assert not full.is_cut
+    for room in (count, count + 1):
+        reads = Reads(**wanted, room=room)  # type: ignore[arg-type]
+        assert furnished.begin(reads, set()) == full
+    for room in range(count):
+        reads = Reads(**wanted, room=room)  # type: ignore[arg-type]
+        assert furnished.begin(reads, set()) == Found(is_cut=True)
+    assert furnished.begin(Reads(room=0), set()) == Found()
+
+
+def test_begin_with_room_does_not_count_residents(furnished: Store):
+    reads = Reads(
+        holders={"user:1", "user:2"}, holds={1}, references={MINE}, key_entries={PAID}, room=2
+    )
+    assert furnished.begin(reads, {"user:1"}) == furnished.begin(
+        msgspec.structs.replace(reads, room=None), {"user:1"}
+    )
+    assert furnished.begin(reads, {"world"}).is_cut
+    reads.room = 1
+    assert furnished.begin(reads, {"user:1"}).is_cut
+    assert not furnished.begin(reads, {"user:1", "user:2"}).is_cut
+
+
+def test_begin_that_was_cut_leaves_nothing_behind(furnished: Store):
+    new = {("ledger", f"new {number}") for number in range(9)}
+    assert furnished.begin(Reads(keys={*new, PAID}, room=0), set()).is_cut
+    assert set(furnished.begin(Reads(keys=new), set()).keys.values()) == {None}
+    commit(furnished, keys=[key for _, key in new], products=["ledger"] * 9)
+    assert None not in furnished.begin(Reads(keys=new), set()).keys.values()
 
 
 def test_begin_of_records_and_names(furnished: Store):
@@ -213,7 +326,18 @@ def test_append_twice_is_not_owner(store: Store):
 
 # ── append: contradictions ────────────────────────────────────────────────────────
 
-HOLD = Hold(1, "user:1:USD", "USD", 10, 10, "ledger", expires_at=50)
+HOLD = Hold(
+    1,
+    "user:1:USD",
+    "USD",
+    10,
+    10,
+    "ledger",
+    expires_at=50,
+    reference="taken",
+    placed_at=7,
+    changed_by=1,
+)
 NOTE = record("1", names=("first",), labels=("red",), marks=[("review", 5)])
 
 
@@ -235,6 +359,10 @@ def _standing_book(store: Store) -> None:
 def _account_1(posted: int, **more: object) -> dict[str, object]:
     facts = {"held": 10, "version": 2, **more}
     return {"accounts": [(account(1, "user:1:USD", posted, **facts), 1)]}
+
+
+def _hold(number: int, reference: str) -> Hold:
+    return msgspec.structs.replace(HOLD, id=number, reference=reference)
 
 
 CONTRADICTIONS: dict[str, Callable[[], dict[str, object]]] = {
@@ -274,6 +402,10 @@ CONTRADICTIONS: dict[str, Callable[[], dict[str, object]]] = {
                 msgspec.structs.replace(HOLD, remaining=0, state=HoldState.VOIDED),
             )
         ]
+    },
+    "reference that is taken": lambda: {"holds": [HoldRow(_hold(2, "taken"), None)]},
+    "reference twice in a batch": lambda: {
+        "holds": [HoldRow(_hold(2, "free"), None), HoldRow(_hold(3, "free"), None)]
     },
     "cursor": lambda: {"cursors": [CursorMove("topic", 6, 8)]},
     "cursor that has moved": lambda: {"cursors": [CursorMove("topic", 0, 8)]},
@@ -460,6 +592,67 @@ def test_holds_stay_and_open_ones_are_listed(store: Store):
     assert (ended.state, ended.remaining, ended.amount) == (HoldState.SETTLED, 0, 10 * 10**18)
     assert store.hold(5) is None
     assert store.hold(2**70) is None
+
+
+def test_holds_keep_what_they_say_of_themselves(store: Store):
+    _standing_book(store)
+    assert store.hold(1) == HOLD
+    part = msgspec.structs.replace(HOLD, remaining=4, changed_by=2)
+    commit(store, holds=[HoldRow(part, HOLD)])
+    assert store.hold(1) == part
+    ended = msgspec.structs.replace(part, remaining=0, state=HoldState.VOIDED, changed_by=3)
+    commit(store, holds=[HoldRow(ended, part)])
+    assert store.hold(1) == ended
+    assert [row for kind, row in store.rows() if kind == "hold"] == [ended]
+
+
+def test_references_are_unique_per_owner_for_ever(store: Store):
+    _standing_book(store)
+    ended = msgspec.structs.replace(HOLD, remaining=0, state=HoldState.VOIDED, changed_by=2)
+    commit(store, holds=[HoldRow(ended, HOLD)])
+    before = dump(store)
+    with pytest.raises(ConstraintFailed):
+        commit(store, holds=[HoldRow(_hold(2, "taken"), None)])
+    assert dump(store) == before
+    free = [
+        msgspec.structs.replace(_hold(2, "taken"), owner="other"),
+        _hold(3, "Taken"),
+        _hold(4, "taken "),
+        _hold(5, ""),
+        _hold(6, ""),
+    ]
+    commit(store, holds=[HoldRow(hold, None) for hold in free])
+    wanted = {(hold.owner, hold.reference): hold.id for hold in (HOLD, *free[:3])}
+    found = store.begin(Reads(references=set(wanted)), set())
+    assert found.references == wanted
+
+
+def test_accounts_that_owe_are_listed_until_they_have_paid(store: Store):
+    ids = ("user:1:USD", "user:2:USD", "user:1:BTC", "user:3:USD", "user:1:play:USD")
+    owing = [account(n, i, owed=n % 2 * BIG) for n, i in enumerate(ids, 1)]
+    commit(store, accounts=[(a, 0) for a in owing])
+
+    def numbers(after: int, limit: int, **more: str) -> list[int]:
+        found = store.accounts(after, limit, is_owing=True, **more)
+        assert found == [owing[a.number - 1] for a in found]
+        return [a.number for a in found]
+
+    assert numbers(0, 9) == [1, 3, 5]
+    assert numbers(0, 2) == [1, 3]
+    assert numbers(3, 2) == [5]
+    assert numbers(5, 2) == []
+    assert numbers(0, 9, asset="USD") == [1, 5]
+    assert numbers(1, 9, holder="user:1", asset="USD") == [5]
+    assert numbers(0, 1, holder="user:1") == [1]
+    assert numbers(0, 9, holder="user:2") == []
+    for number, owed in ((1, 0), (2, 1)):
+        before = owing[number - 1]
+        after = msgspec.structs.replace(before, owed=owed, version=2)
+        owing[number - 1] = after
+        commit(store, accounts=[(after, 1)])
+    assert numbers(0, 9) == [2, 3, 5]
+    assert numbers(0, 9, holder="user:1") == [3, 5]
+    assert len(store.accounts(0, 9)) == 5
 
 
 # ── records ───────────────────────────────────────────────────────────────────────

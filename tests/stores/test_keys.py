@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from pennyweight.engine.port import ConstraintFailed, KeyRow, Reads
+from pennyweight.engine.port import ConstraintFailed, Found, KeyRow, Reads
 from pennyweight.ledger.entries import decode_entry
 from pennyweight.stores.sqlite import SQLiteStore, keys, schema
 from pennyweight.stores.sqlite.keys import KeyIndex, hash_of
@@ -185,3 +185,15 @@ def test_filter_lets_few_strangers_through():
 
     assert all(is_maybe(str(number)) for number in range(2_000))
     assert sum(is_maybe(f"stranger {number}") for number in range(5_000)) < 150
+
+
+def test_room_is_counted_wherever_a_key_stands(book: Book):
+    names = [f"key {number}" for number in range(600)]
+    for start in range(0, 600, 30):
+        book.bind(names[start : start + 30])
+    wanted = {("ledger", name) for name in names[::7]}
+    unbounded = book.store.begin(Reads(keys=wanted), ())
+    exact = len(wanted)
+    assert book.store.begin(Reads(keys=wanted, room=exact), ()) == unbounded
+    assert book.store.begin(Reads(keys=wanted, room=exact - 1), ()) == Found(is_cut=True)
+    assert book.store.begin(Reads(keys=wanted, room=0), ()) == Found(is_cut=True)

@@ -6,13 +6,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import apsw
+import msgspec
 import pytest
 
 from pennyweight.engine.port import (
     ConstraintFailed,
+    Found,
+    HoldRow,
     Reads,
     SchemaDrift,
     StoreError,
@@ -20,9 +24,16 @@ from pennyweight.engine.port import (
     StoreInUse,
 )
 from pennyweight.engine.rebuild import answers_of, known_commands
-from pennyweight.engine.verification import check_tail, verify
-from pennyweight.stores.sqlite import SQLiteStore, checkpoints
-from random_books import random_book
+from pennyweight.engine.receipts import Receipt
+from pennyweight.engine.verification import Problem, check_tail, verify
+from pennyweight.ledger.accounts import Account, is_customer
+from pennyweight.ledger.draft import Draft
+from pennyweight.ledger.holds import Hold, HoldState, HoldVerb
+from pennyweight.products.general import LoadBalances, Transfer, VoidHold
+from pennyweight.runtime.inline import InlineBook
+from pennyweight.runtime.opening import open_engine
+from pennyweight.stores.sqlite import SQLiteStore, checkpoints, schema
+from random_books import Clock, Reserve, open_book, random_book
 from stores.batches import account, append_of, dump, record
 from stores.shim import Shim, Solo
 
@@ -205,6 +216,86 @@ def test_read_only_sees_a_served_book_and_changes_nothing(store: SQLiteStore, tm
     beside.close()
 
 
+# ── migrations ────────────────────────────────────────────────────────────────────
+
+
+def test_migrations_that_were_shipped_never_change():
+    shipped = {name: checksum[:16] for _, name, checksum, _ in schema.known_migrations()}
+    assert shipped["0001_book.sql"] == "12fea6d5c6cb6089"
+
+
+def old_book(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Make a book as 0.1 left it: the first schema, holds that say less. Return its dump."""
+    with monkeypatch.context() as patched:
+        change_hold = Draft._change_hold
+
+        def change_as_before(
+            draft: Draft, verb: HoldVerb, hold: Hold, account: Account, held: int
+        ) -> None:
+            less = msgspec.structs.replace(hold, reference="", placed_at=0, changed_by=0)
+            change_hold(draft, verb, less, account, held)
+
+        patched.setattr(Draft, "_change_hold", change_as_before)
+        new = folder / "new"
+        store = SQLiteStore.open(new, new_incarnation="first")
+        random_book(8, store=store, batches=40)
+        rows = dump(store)
+        store.close()
+    number, name, checksum, sql = schema.known_migrations()[0]
+    connection = raw(folder)
+    connection.pragma("journal_mode", "WAL")
+    connection.execute(
+        "CREATE TABLE migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL,"
+        " checksum TEXT NOT NULL) STRICT"
+    )
+    connection.execute("INSERT INTO migrations VALUES (?, ?, ?)", (number, name, checksum))
+    connection.execute(sql + "DELETE FROM key_state")
+    connection.execute("ATTACH ? AS new", (str(new / "main.sqlite"),))
+    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+    for (table,) in tables:
+        if table != "migrations":
+            columns = ", ".join(
+                column[1] for column in connection.execute(f"PRAGMA table_info({table})")
+            )
+            connection.execute(f"INSERT INTO main.{table} SELECT {columns} FROM new.{table}")
+    connection.close()
+    return rows
+
+
+def test_old_book_is_migrated_when_it_is_opened_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = old_book(tmp_path, monkeypatch)
+    with pytest.raises(SchemaDrift, match=r"1 of \d migrations; open it for writing once"):
+        SQLiteStore.open(tmp_path, is_read_only=True)
+    store = SQLiteStore.open(tmp_path)
+    assert dump(store) == before
+    answers = answers_of(known_commands())
+    assert verify(store, answers=answers).ok
+    holds = [row for kind, row in store.rows() if kind == "hold"]
+    assert len({hold.state for hold in holds}) > 2
+    assert {(hold.reference, hold.placed_at, hold.changed_by) for hold in holds} == {("", 0, 0)}
+    clock = Clock()
+    clock.now = store.head().committed_at
+    book = InlineBook(open_engine(store, now=clock()), store, clock)
+    old = next(h for h in holds if h.state is HoldState.OPEN and h.owner == "ledger")
+    for command in (
+        VoidHold(old.id),
+        LoadBalances("new", (("USD", "100"),)),
+        Transfer("world:USD", "user:0:USD", "USD", "500"),
+        Reserve(0, "after"),
+    ):
+        assert isinstance(book.execute(command), Receipt)
+    changed = store.hold(old.id)
+    assert changed is not None
+    assert (changed.placed_at, changed.changed_by) == (0, store.head().sequence - 3)
+    report = verify(store, answers=answers)
+    assert report.ok, report.problems
+    store.close()
+    with closing(SQLiteStore.open(tmp_path, is_read_only=True)) as again:
+        assert verify(again, answers=answers).ok
+
+
 # ── constraints ───────────────────────────────────────────────────────────────────
 
 
@@ -242,6 +333,59 @@ def test_raw_sql_cannot_put_an_account_below_its_floor(
 def connection_values(statement: str) -> int:
     """Return how many values a statement takes: the highest of its numbers."""
     return max((n for n in (1, 2, 3) if f"?{n}" in statement), default=0)
+
+
+def test_raw_sql_cannot_take_a_reference_twice(store: SQLiteStore, tmp_path: Path):
+    holds = [Hold(n, "user:1:USD", "USD", 5, 5, "notes", reference=f"r{n}") for n in (1, 2)]
+    store.append(append_of(store.head(), holds=[HoldRow(hold, None) for hold in holds]))
+    connection = raw(tmp_path)
+    with pytest.raises(apsw.ConstraintError):
+        connection.execute("UPDATE holds SET reference = 'r1' WHERE id = 2")
+    connection.close()
+
+
+# ── room ──────────────────────────────────────────────────────────────────────────
+
+
+def test_begin_stops_before_the_user_too_many(store: SQLiteStore):
+    """Whatever the room, no more bodies and users are read than have room."""
+    book = open_book(store)
+    for user in range(4):
+        book.execute(LoadBalances(str(user), (("USD", "100"),)), key=f"load {user}")
+        book.execute(Reserve(user, f"r{user}"))
+    connection = store._writing().connection
+    read: set[str] = set()
+
+    def trace(_cursor: object, sql: str, values: tuple[object, ...]) -> bool:
+        if sql.startswith("SELECT body FROM entries"):
+            read.add(f"entry {values[0]}")
+        elif sql.startswith("SELECT * FROM holds"):
+            # Hold 1 is user:0's, and so on; so is the reference r0.
+            is_named = len(values) == 2
+            read.add(f"user:{str(values[1])[1:] if is_named else int(str(values[0])) - 1}")
+        elif "FROM accounts WHERE holder" in sql and is_customer(str(values[0])):
+            read.add(str(values[0]))
+        return True
+
+    wanted = {
+        "holders": {"user:0", "world"},
+        "keys": {("ledger", "load 1"), ("ledger", "never")},
+        "key_entries": {("ledger", "load 0")},
+        "entries": {store.head().sequence},
+        "holds": {1, 2},
+        "references": {("notes", "r1"), ("notes", "r2")},
+    }
+    connection.exec_trace = trace
+    try:
+        full = store.begin(Reads(**wanted), set())
+        assert len(read) == 7
+        for room in range(8):
+            read.clear()
+            found = store.begin(Reads(**wanted, room=room), set())
+            assert len(read) <= room
+            assert found == (full if room == 7 else Found(is_cut=True))
+    finally:
+        connection.exec_trace = None
 
 
 # ── failures of the disk ──────────────────────────────────────────────────────────
@@ -393,6 +537,29 @@ def test_random_book_proves_itself(store: SQLiteStore, seed: int):
     random_book(seed, store=store, batches=40)
     report = verify(store, answers=answers_of(known_commands()))
     assert report.ok, report.problems
+
+
+@pytest.mark.parametrize("hold_id", [1, 2])
+@pytest.mark.parametrize("column", ["reference = 'other'", "placed_at = 5", "changed_by = 5"])
+def test_hold_that_was_tampered_with_is_found(
+    store: SQLiteStore, tmp_path: Path, column: str, hold_id: int
+):
+    """Hold 1 has ended, hold 2 is open."""
+    book = open_book(store)
+    book.execute(LoadBalances("1", (("USD", "100"),)))
+    for reference in ("one", "two", "one", "one"):
+        assert isinstance(book.execute(Reserve(1, reference)), Receipt)
+    answers = answers_of(known_commands())
+    assert verify(store, answers=answers).ok
+    store.close()
+    connection = raw(tmp_path)
+    connection.execute(f"UPDATE holds SET {column} WHERE id = {hold_id}")
+    connection.close()
+    beside = SQLiteStore.open(tmp_path, is_read_only=True)
+    report = verify(beside, answers=answers)
+    beside.close()
+    last = report.sequence if hold_id == 1 else report.sequence - 2
+    assert report.problems == [Problem(last, f"its hold {hold_id} is stored differently")]
 
 
 def test_record_that_is_hard_to_write_is_a_contradiction(store: SQLiteStore):

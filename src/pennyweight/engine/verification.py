@@ -19,6 +19,7 @@ from pennyweight.engine.port import BatchHeader, Head
 from pennyweight.engine.rebuild import (
     Answers,
     Invariant,
+    Names,
     Rebuilt,
     Tally,
     back_dated_digest,
@@ -151,7 +152,7 @@ class _Verification:
         _, head = next(rows)
         self._read_journal(head)
         self._rebuilt.finish()
-        self._check_keys()
+        self._check_unique()
         self._are_rows = True
         self._check_head(head)
         self._compare(rows)
@@ -247,22 +248,32 @@ class _Verification:
             apply(entry, time)
         return bodies
 
-    def _check_keys(self) -> None:
-        """Check that no key of a product was bound twice."""
-        repeated = self._rebuilt.key_names.repeated()
-        first: dict[tuple[str, str], int] = {}
-        for sequence, body in _entries(self._source, 0, self._position) if repeated else ():
+    def _check_unique(self) -> None:
+        """Check that no key of a product was bound twice, and no hold's reference taken twice."""
+        keys = _Unique(self._rebuilt.key_names)
+        references = _Unique(self._rebuilt.references)
+        if not keys.repeated and not references.repeated:
+            return
+        for sequence, body in _entries(self._source, 0, self._position):
             try:
                 entry = decode_entry(body)
             except CorruptEntry:
                 continue
             name = (entry.product, entry.key)
-            if not entry.key or name_number(key_digest(*name)) not in repeated:
-                continue
-            if first.setdefault(name, sequence) != sequence:
+            if entry.key and (first := keys.first(name, sequence)):
                 self._complain(
-                    sequence, f"its key {_text(name)} was bound by entry {first[name]} already"
+                    sequence, f"its key {_text(name)} was bound by entry {first} already"
                 )
+            for change in entry.holds:
+                hold = change.hold
+                name = (hold.owner, hold.reference)
+                if change.verb != "place" or not hold.reference:
+                    continue
+                if other := references.first(name, hold.id):
+                    self._complain(
+                        sequence,
+                        f"hold {hold.id} takes the reference {_text(name)}, which hold {other} has",
+                    )
 
     def _check_head(self, head: Head) -> None:
         """Compare the head with the end of the journal."""
@@ -412,6 +423,21 @@ class _Stored:
             self.back_dated.add(row.sequence, back_dated_digest(row))
         elif kind == "cursor":
             self.cursors[row.name] = row.after
+
+
+class _Unique:
+    """Which of the names that came twice is whose."""
+
+    def __init__(self, names: Names) -> None:
+        self.repeated = names.repeated()
+        self._first: dict[tuple[str, str], int] = {}
+
+    def first(self, name: tuple[str, str], number: int) -> int | None:
+        """Return who had this name first, None if it is `number` or the name came once."""
+        if name_number(key_digest(*name)) not in self.repeated:
+            return None
+        first = self._first.setdefault(name, number)
+        return None if first == number else first
 
 
 class _Wanted(msgspec.Struct):
