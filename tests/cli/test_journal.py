@@ -71,6 +71,9 @@ def test_a_copy_into_a_file_is_the_same(tmp_path: Path) -> None:
     try:
         assert verify(store, answers=ANSWERS) == verify(book.store, answers=ANSWERS)
         assert store.head().incarnation == "second"
+        holds = [row for kind, row in book.store.rows() if kind == "hold"]
+        assert [store.hold(hold.id) for hold in holds] == holds
+        assert any(hold.reference for hold in holds)
     finally:
         store.close()
 

@@ -89,9 +89,9 @@ class MemoryStore:
         if room is not None:
             room.take_holders(holders)
         if reads.keys or reads.key_entries:
-            holders = self._find_keys(reads, found, room) | holders
+            holders = holders | self._find_keys(reads, found, room)
         if reads.entries or reads.holds or reads.references:
-            holders = self._find_entries_and_holds(reads, found, room) | holders
+            holders = holders | self._find_entries_and_holds(reads, found, room)
         if reads.open_holds or reads.records or reads.names:
             self._find_rows(reads, found)
         for holder in holders:
@@ -103,11 +103,15 @@ class MemoryStore:
 
     def _find_keys(self, reads: Reads, found: Found, room: Room | None) -> set[str]:
         """Find the entries of keys, and return the holders of those wanted with them."""
+        bound, keys = self._keys, found.keys
         for key in reads.keys | reads.key_entries:
-            sequence = self._keys.get(key)
-            if sequence is not None and room is not None:
+            sequence = bound.get(key)
+            if sequence is None:
+                keys[key] = None
+                continue
+            if room is not None:
                 room.take_body()
-            found.keys[key] = None if sequence is None else self._bodies[sequence - 1]
+            keys[key] = self._bodies[sequence - 1]
         return _holders_of((found.keys[key] for key in reads.key_entries), room)
 
     def _find_entries_and_holds(self, reads: Reads, found: Found, room: Room | None) -> set[str]:
