@@ -625,6 +625,10 @@ def test_references_are_unique_per_owner_for_ever(store: Store):
     wanted = {(hold.owner, hold.reference): hold.id for hold in (HOLD, *free[:3])}
     found = store.begin(Reads(references=set(wanted)), set())
     assert found.references == wanted
+    for pair, hold_id in wanted.items():
+        assert store.hold_of_reference(*pair) == store.hold(hold_id)
+    for pair in ((HOLD.owner, ""), (HOLD.owner, "taken  "), ("nobody", "taken"), ("", "\ud800")):
+        assert store.hold_of_reference(*pair) is None
 
 
 def test_accounts_that_owe_are_listed_until_they_have_paid(store: Store):

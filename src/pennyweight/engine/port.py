@@ -285,6 +285,9 @@ class Store(Protocol):
     def hold(self, hold_id: int) -> Hold | None:
         """Return one hold as committed."""
 
+    def hold_of_reference(self, owner: str, reference: str) -> Hold | None:
+        """Return the hold that its owner calls so, open or not, as committed."""
+
     def holds(self, account_id: str, after: int, limit: int) -> list[Hold]:
         """Return an account's open holds by id."""
 

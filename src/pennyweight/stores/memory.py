@@ -374,6 +374,11 @@ class MemoryStore:
         """See `Store`."""
         return self._holds.get(hold_id)
 
+    def hold_of_reference(self, owner: str, reference: str) -> Hold | None:
+        """See `Store`."""
+        hold_id = self._references.get((owner, reference))
+        return None if hold_id is None else self._holds[hold_id]
+
     def holds(self, account_id: str, after: int, limit: int) -> list[Hold]:
         """See `Store`."""
         with self._lock:

@@ -222,6 +222,15 @@ class Readers:
         rows = self.all("SELECT * FROM holds WHERE id = ?", hold_id)
         return codec.hold_of(rows[0]) if rows else None
 
+    def hold_of_reference(self, owner: str, reference: str) -> Hold | None:
+        """See `Store`."""
+        rows = self.all(
+            "SELECT * FROM holds WHERE owner = ? AND reference = ? AND reference <> ''",
+            owner,
+            reference,
+        )
+        return codec.hold_of(rows[0]) if rows else None
+
     def holds(self, account_id: str, after: int, limit: int) -> list[Hold]:
         """See `Store`."""
         rows = self.all(

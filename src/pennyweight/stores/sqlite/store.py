@@ -186,6 +186,10 @@ class SQLiteStore:
         """See `Store`."""
         return self._readers.hold(hold_id)
 
+    def hold_of_reference(self, owner: str, reference: str) -> Hold | None:
+        """See `Store`."""
+        return self._readers.hold_of_reference(owner, reference)
+
     def holds(self, account_id: str, after: int, limit: int) -> list[Hold]:
         """See `Store`."""
         return self._readers.holds(account_id, after, limit)
