@@ -1,5 +1,6 @@
 """The one writer: what a batch reads before it is decided, and its append."""
 
+import json
 import threading
 from collections.abc import Callable, Container, Iterable
 from typing import Any, TypeVar
@@ -24,12 +25,15 @@ from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.append import write
 from pennyweight.stores.sqlite.keys import KeyIndex
 
-_ACCOUNTS_OF_HOLDER = """
+_ACCOUNTS_OF_HOLDERS = """
     SELECT number, id, holder, asset, floor, posted, held, owed, open_holds, version, lines,
            roots, is_closed
-    FROM accounts WHERE holder = ? ORDER BY number
+    FROM accounts WHERE holder IN (SELECT value FROM json_each(?)) ORDER BY number
 """
-_RECORDS_OF_HOLDER = "SELECT record FROM records WHERE holder = ? AND holder <> ''"
+_RECORDS_OF_HOLDERS = """
+    SELECT record FROM records
+    WHERE holder <> '' AND holder IN (SELECT value FROM json_each(?))
+"""
 _OPEN_HOLDS = "SELECT * FROM holds WHERE account = ? AND state = 'open' ORDER BY id"
 _BODY = "SELECT body FROM entries WHERE sequence = ?"
 _HOLD = "SELECT * FROM holds WHERE id = ?"
@@ -98,13 +102,23 @@ class Writer:
             holders = holders | self._find_holds(reads, found, room)
         if reads.open_holds or reads.records or reads.names:
             self._find_rows(reads, found)
-        rows = self._rows
+        self._find_holders([holder for holder in holders if holder not in resident], found)
+
+    def _find_holders(self, holders: list[str], found: Found) -> None:
+        """Find what holders have, one statement for all accounts and one for all records."""
+        if not holders:
+            return
         for holder in holders:
-            if holder not in resident:
-                found.holders[holder] = (
-                    [codec.account_of(row) for row in rows(_ACCOUNTS_OF_HOLDER, holder)],
-                    [codec.blob_to_record(row[0]) for row in rows(_RECORDS_OF_HOLDER, holder)],
-                )
+            found.holders[holder] = ([], [])
+        wanted = json.dumps(holders)
+        for row in self._rows(_ACCOUNTS_OF_HOLDERS, wanted):
+            account = codec.account_of(row)
+            if account.holder in found.holders:
+                found.holders[account.holder][0].append(account)
+        for (blob,) in self._rows(_RECORDS_OF_HOLDERS, wanted):
+            record = codec.blob_to_record(blob)
+            if record.holder in found.holders:
+                found.holders[record.holder][1].append(record)
 
     def _rows(self, sql: str, *values: Any) -> list[codec.Row]:
         """Return the rows of a look-up; what could not be stored cannot be found."""
