@@ -104,21 +104,26 @@ class HolderCache:
     # ── a batch, from first to last ───────────────────────────────────────────────
 
     def use(self, holder: str, *, is_counted: bool = True) -> bool:
-        """Note that a batch wants this holder, and return whether it is resident.
+        """Note that a batch wants this holder, and return whether it is in memory.
 
-        A use that is not counted leaves no trace in the policy.
+        A use that is not counted makes a user no hotter.
         """
         if holder in self._customers:
             if is_counted:
                 self.hits += 1
                 self._policy.use(holder)
+            else:
+                self._policy.peek(holder)
             return True
         if holder in self._own:
             self._own.move_to_end(holder)
             return True
-        if is_counted and is_customer(holder):
-            self.misses += 1
-            self._policy.use(holder)
+        if is_customer(holder):
+            if is_counted:
+                self.misses += 1
+                self._policy.use(holder)
+            else:
+                self._policy.peek(holder)
         return False
 
     def use_again(self, customer: str) -> None:
