@@ -24,13 +24,7 @@ from pathlib import Path
 
 import confluent_kafka
 import pytest
-from confluent_kafka import (
-    Consumer,
-    ConsumerGroupTopicPartitions,
-    KafkaException,
-    Producer,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 Sent = tuple[int, bytes | None, bytes | None]
@@ -207,11 +201,10 @@ class RealBroker:
         """Start it, and wait until it takes requests and knows where groups live."""
         with (self._folder / "broker.log").open("ab") as log:
             self._process = subprocess.Popen(self._java("kafka.Kafka"), stdout=log, stderr=log)
-        admin = self._admin()
         for _ in range(UP_SECONDS_MAX * 5):
             if self._process.poll() is not None:
                 break
-            if _answers(admin):
+            if _answers(self.address):
                 return
             time.sleep(0.1)
         self.kill()
@@ -267,14 +260,16 @@ class RealBroker:
             self._process = None
 
 
-def _answers(admin) -> bool:
+def _answers(address: str) -> bool:
+    """Ask for a group's offsets, for which the broker makes a topic that a first group waits for."""
+    settings = {"bootstrap.servers": address, "group.id": "warm", "log_level": 0}
+    consumer = Consumer(settings)
     try:
-        admin.list_topics(timeout=1)
-        # This also makes the topic of the groups' offsets, for which a first group would wait.
-        asked = [ConsumerGroupTopicPartitions("warm")]
-        admin.list_consumer_group_offsets(asked, request_timeout=5)["warm"].result(6)
+        consumer.committed([TopicPartition("warm", 0)], timeout=2)
     except KafkaException:
         return False
+    finally:
+        consumer.close()
     return True
 
 
