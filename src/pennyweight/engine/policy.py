@@ -6,7 +6,7 @@ resident only if he is hotter by a whole use, or twice as hot. Users who left ar
 remembered by id and heat for a while, and are called ghosts.
 
 A short half-life follows what is new, a long one keeps what lasts, and which is right
-depends on the traffic. So three small directories of ids try three half-lives on the same
+depends on the traffic. So four small directories of ids try four half-lives on the same
 requests, and the residents fade by the one that would have found most.
 
 Nothing here has users' data, reads a clock or draws randomness. See docs/cache.md.
@@ -16,7 +16,7 @@ from collections import OrderedDict
 from heapq import heapify, heappop, heappush, heapreplace
 from zlib import crc32
 
-HALF_LIVES = (64.0, 5.0, 0.125)
+HALF_LIVES = (64.0, 6.0, 2.0, 0.125)
 """The half-lives that are tried, in uses for each place; the first one holds at the start."""
 
 GHOSTS_SHARE = 2
@@ -25,17 +25,14 @@ GHOSTS_SHARE = 2
 PINNED_SHARE = 2
 """One in so many places may be held by pinned users."""
 
-_TRIED_MAX = 512
-"""Places in a directory that tries a half-life; of more users it watches a sample."""
-
 _LOOKS_MAX = 64
 """How many residents one eviction looks at, at most."""
 
-_KEPT = 0.75
+_KEPT = 0.8
 """What a trial found counts for so much after another period."""
 
-_PLAINLY = 0.04
-"""Another half-life is chosen if it found more by this share of a period's uses."""
+_PLAINLY = 0.005
+"""A shorter half-life is chosen if it found more by this share of the uses it is judged by."""
 
 _WEIGHT_MAX = 2.0**900
 """Heat is scaled down when a use weighs more."""
@@ -44,11 +41,12 @@ _WEIGHT_MAX = 2.0**900
 class _User:
     """An id and its heat. Residents are listed in the heap, except for some who are pinned."""
 
-    __slots__ = ("heat", "id", "is_listed", "is_pinned")
+    __slots__ = ("heat", "id", "is_listed", "is_pinned", "is_watched")
 
-    def __init__(self, user: str) -> None:
+    def __init__(self, user: str, *, is_watched: bool) -> None:
         self.id = user
         self.heat = 0.0
+        self.is_watched = is_watched
         self.is_listed = False
         self.is_pinned = False
 
@@ -61,26 +59,29 @@ class _Directory:
     hotter, so whoever stands at its top with his true heat is the coldest.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, sample: int = 1) -> None:
+        """One in `sample` users is watched."""
         self.capacity = capacity
         self.ghosts_max = GHOSTS_SHARE * capacity
+        self.sample = sample
         self.residents: dict[str, _User] = {}
         self.ghosts: OrderedDict[str, _User] = OrderedDict()
         self.weight = 1.0
         self._heap: list[tuple[float, int, _User]] = []
         self._listed = 0
 
-    def miss(self, user: str) -> None:
+    def miss(self, user: str) -> _User:
         """Note a use of one who is not resident: he is a ghost, the newest."""
-        known = self.ghosts.pop(user, None) or _User(user)
+        known = self.ghosts.pop(user, None) or self._new(user)
         known.heat += self.weight
         self._haunt(known)
+        return known
 
     def admit(self, user: str) -> str | None:
         """Make a ghost resident if he is hot enough; return who is not resident now."""
         if user in self.residents:
             return None
-        newcomer = self.ghosts.get(user) or _User(user)
+        newcomer = self.ghosts.get(user) or self._new(user)
         victim = None
         if len(self.residents) >= self.capacity:
             coldest = self._coldest()
@@ -121,6 +122,9 @@ class _Directory:
             self._heap = [(heat * scale, order, user) for heat, order, user in self._heap]
             heapify(self._heap)
 
+    def _new(self, user: str) -> _User:
+        return _User(user, is_watched=_is_watched(user, self.sample))
+
     def _coldest(self) -> _User | None:
         """Bring the coldest resident to the heap's top; pinned ones on the way leave it."""
         heap = self._heap
@@ -144,6 +148,11 @@ class _Directory:
             self.ghosts.popitem(last=False)
 
 
+def _is_watched(user: str, sample: int) -> bool:
+    """Choose one in so many users, the same ones always."""
+    return sample == 1 or crc32(user.encode()) % sample == 0
+
+
 class _Trial(_Directory):
     """Ids without data: what one half-life would have found, lately."""
 
@@ -151,18 +160,18 @@ class _Trial(_Directory):
         super().__init__(capacity)
         self.found = 0.0
 
-    def use(self, user: str) -> None:
-        known = self.residents.get(user)
-        if known is not None:
-            known.heat += self.weight
-            self.found += 1
-        else:
-            self.miss(user)
-            self.admit(user)
-
-    def peek(self, user: str) -> None:
-        if user in self.residents:
-            self.found += 1
+    def play(self, heard: list[str], factor: float) -> None:
+        """Take so many uses, and let their time pass."""
+        residents, weight = self.residents, self.weight
+        for user in heard:
+            known = residents.get(user)
+            if known is not None:
+                known.heat += weight
+                self.found += 1
+            else:
+                self.miss(user)
+                self.admit(user)
+        self.fade(factor)
 
 
 class Replacement:
@@ -178,17 +187,18 @@ class Replacement:
         self.capacity = capacity
         self.ghosts_max = GHOSTS_SHARE * capacity
         self.pinned_max = capacity // PINNED_SHARE
-        self._sample = -(-capacity // _TRIED_MAX)
-        self._tick = max(1, min(64, capacity // 16))
-        self._period = max(16, 2 * capacity)
-        self._factors = [2.0 ** (self._tick / (uses * capacity)) for uses in HALF_LIVES]
+        self._sample = max(1, min(4, capacity // 100), capacity // 512)
+        self._places = -(-capacity // self._sample)
+        self._tick = max(1, min(64, self._places // 16))
+        self._period = max(16, 2 * self._places)
+        self._factors = [2.0 ** (self._tick / (uses * self._places)) for uses in HALF_LIVES]
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
-        self._directory = _Directory(self.capacity)
+        self._directory = _Directory(self.capacity, self._sample)
         self._residents = self._directory.residents
-        self._trials = [_Trial(-(-self.capacity // self._sample)) for _ in HALF_LIVES]
+        self._trials = [_Trial(self._places) for _ in HALF_LIVES]
         self._chosen = 0
         self._pinned: OrderedDict[str, _User] = OrderedDict()
         self._heard: list[str] = []
@@ -217,22 +227,21 @@ class Replacement:
         known = self._residents.get(user)
         if known is not None:
             known.heat += self._directory.weight
-        else:
-            self._directory.miss(user)
-        heard = self._heard
-        heard.append(user)
-        if len(heard) >= self._tick:
-            self._listen()
-        return known is not None
+            if known.is_watched:
+                self._hear(user)
+            return True
+        if self._directory.miss(user).is_watched:
+            self._hear(user)
+        return False
 
     def peek(self, user: str) -> bool:
         """Note that a settlement wanted the user, and return whether he is resident.
 
         He gets no hotter by it, but a half-life that would have kept him is the better one.
         """
-        if not crc32(user.encode()) % self._sample:
+        if _is_watched(user, self._sample):
             for trial in self._trials:
-                trial.peek(user)
+                trial.found += user in trial.residents
         return user in self._residents
 
     def admit(self, user: str) -> str | None:
@@ -269,29 +278,28 @@ class Replacement:
         user.is_pinned = False
         self._directory.enlist(user)
 
-    def _listen(self) -> None:
-        """Play what was heard to the trials, let time pass, and choose a half-life."""
-        heard, sample = self._heard, self._sample
-        if sample > 1:
-            watched = [user for user in heard if not crc32(user.encode()) % sample]
-        else:
-            watched = heard
+    def _hear(self, user: str) -> None:
+        """Keep a watched use; when there are some, play them to the trials, and time passes."""
+        heard = self._heard
+        heard.append(user)
+        if len(heard) < self._tick:
+            return
         for trial, factor in zip(self._trials, self._factors, strict=True):
-            for user in watched:
-                trial.use(user)
-            trial.fade(factor)
+            trial.play(heard, factor)
         self._directory.fade(self._factors[self._chosen])
-        self._judged += len(heard)
         heard.clear()
+        self._judged += self._tick
         if self._judged >= self._period:
             self._choose()
 
     def _choose(self) -> None:
-        """Fade by the half-life that found most of late, if it is plainly better."""
-        best = max(self._trials, key=lambda trial: trial.found)
-        margin = self._judged / self._sample * _PLAINLY
-        if best.found > self._trials[self._chosen].found + margin:
-            self._chosen = self._trials.index(best)
+        """Fade by the half-life that found most; a shorter one must have found plainly more."""
+        plainly = _PLAINLY * self._judged / (1.0 - _KEPT)
+        least, chosen = self._trials[self._chosen].found, self._chosen
+        for place, trial in enumerate(self._trials):
+            if trial.found > least + (plainly if place > self._chosen else -1.0):
+                least, chosen = trial.found, place
+        self._chosen = chosen
         for trial in self._trials:
             trial.found *= _KEPT
         self._judged = 0
