@@ -117,14 +117,14 @@ class WantedReads:
         self._numbered[counter] += 1
         self.holder(f"{prefix}:{self._counters.get(counter, 0) + self._numbered[counter]}")
 
-    def hold(self, hold_id: int) -> None:
+    def hold(self, hold_id: int, of: str = "") -> None:
         """See `Wanted`. One above the counter is absent, or placed earlier in the batch."""
         if 0 < hold_id <= self._counters.get("hold", 0):
-            self._want(self.reads.holds, hold_id, 1)
+            self._want(self.reads.holds, hold_id, int(of not in self.holders))
 
-    def hold_of_reference(self, owner: str, reference: str) -> None:
+    def hold_of_reference(self, owner: str, reference: str, of: str = "") -> None:
         """See `Wanted`."""
-        self._want(self.reads.references, (owner, reference), 1)
+        self._want(self.reads.references, (owner, reference), int(of not in self.holders))
 
     def open_holds(self, account_id: str) -> None:
         """See `Wanted`."""

@@ -27,11 +27,11 @@ class Wanted(Protocol):
     def next_holder(self, counter: str, prefix: str) -> None:
         """The holder `prefix:<number>` that `decide` will name by the counter's next number."""
 
-    def hold(self, hold_id: int) -> None:
-        """A hold and its account."""
+    def hold(self, hold_id: int, of: str = "") -> None:
+        """A hold and its account, most likely of the holder `of`, who is named before it."""
 
-    def hold_of_reference(self, owner: str, reference: str) -> None:
-        """The hold that its owner calls so, if any, and its account."""
+    def hold_of_reference(self, owner: str, reference: str, of: str = "") -> None:
+        """The hold that its owner calls so, if any, and its account; `of` as above."""
 
     def open_holds(self, account_id: str) -> None:
         """The open holds of an account, oldest first, and the account."""

@@ -118,7 +118,7 @@ class Settle(Command, frozen=True):
         wanted.holder(holder)
         wanted.holder(VENUE)
         if self.withdrawal_id:
-            want_withdrawal(wanted, self.withdrawal_id)
+            want_withdrawal(wanted, self.withdrawal_id, holder)
         else:
             wanted.open_holds(f"{holder}:{self.sold_token}")
 

@@ -85,13 +85,13 @@ def check_withdrawal_id(withdrawal_id: str) -> None:
         )
 
 
-def want_withdrawal(wanted: Wanted, withdrawal_id: str) -> None:
-    """Ask for the hold that an id names."""
+def want_withdrawal(wanted: Wanted, withdrawal_id: str, of: str = "") -> None:
+    """Ask for the hold that an id names, most likely of a holder who is named before it."""
     number = numbered_hold(withdrawal_id)
     if number is not None:
-        wanted.hold(number)
+        wanted.hold(number, of)
     else:
-        wanted.hold_of_reference(PRODUCT, withdrawal_id)
+        wanted.hold_of_reference(PRODUCT, withdrawal_id, of)
 
 
 def find_withdrawal(draft: Draft, withdrawal_id: str) -> Hold | None:

@@ -67,11 +67,12 @@ class Withdraw(Command, frozen=True):
 
     def reads(self, wanted: Wanted) -> None:
         """The user, the desk, and whether the id is free."""
+        holder = user_holder(self.user)
+        wanted.holder(holder)
+        wanted.holder(DESK)
         if self.withdrawal_id:
             check_withdrawal_id(self.withdrawal_id)
-            wanted.hold_of_reference(PRODUCT, self.withdrawal_id)
-        wanted.holder(user_holder(self.user))
-        wanted.holder(DESK)
+            wanted.hold_of_reference(PRODUCT, self.withdrawal_id, holder)
 
     def decide(self, draft: Draft) -> WithdrawalAnswer:
         """See the class."""
