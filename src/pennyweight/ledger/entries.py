@@ -109,6 +109,13 @@ class Told(msgspec.Struct, frozen=True, gc=False):
     answer: msgspec.Raw
 
 
+class Emitted(msgspec.Struct, frozen=True, gc=False):
+    """The events of an entry whose other parts are passed over."""
+
+    sequence: int
+    events: list[Event] = []
+
+
 class CorruptEntry(Exception):
     """A stored body is not what this version can have written."""
 
@@ -116,6 +123,7 @@ class CorruptEntry(Exception):
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Entry)
 _told_decoder = msgspec.json.Decoder(Told)
+_emitted_decoder = msgspec.json.Decoder(Emitted)
 
 
 def encode_entry(entry: Sealed) -> bytes:
@@ -131,6 +139,11 @@ def decode_entry(body: bytes) -> Entry:
 def decode_told(body: bytes) -> Told:
     """Read command and answer alone, in a third of the time. Raises CorruptEntry."""
     return _decode(_told_decoder, body)
+
+
+def decode_events(body: bytes) -> Emitted:
+    """Read the events alone. Raises CorruptEntry."""
+    return _decode(_emitted_decoder, body)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

@@ -1,0 +1,322 @@
+"""Sends what the journal says happened to Kafka: every event at least once, in order by key.
+
+The journal is the outbox. A cursor in the book says up to which entry all events were
+acknowledged by every replica; after a crash the relay begins again there, so a reader may
+see an event twice, under the same id. The cursor moves by a command of its own, twice a
+second at most and only after events, so that the journal does not fill with it.
+"""
+
+import heapq
+import threading
+import time
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import structlog
+
+from pennyweight.engine.engine import Lane, MoveCursor, QueueFull, Submission
+from pennyweight.engine.port import BatchHeader, StoreError
+from pennyweight.engine.receipts import Outcome, Refusal
+from pennyweight.ledger.entries import CorruptEntry, decode_events
+from pennyweight.links import kafka
+from pennyweight.links.kafka import ExtraMissing, Headers, LinkError, Producer
+from pennyweight.runtime.driver import ThreadedBook, Unavailable
+
+PAGE = 500
+"""Entries that are read at a time."""
+
+VALUE_MAX = 900_000
+"""Bytes of a message; brokers take a little more by default. A longer one is sent empty."""
+
+IDLE_SECONDS = 0.05
+FLUSH_SECONDS = 0.2
+MOVE_SECONDS = 0.5
+MOVE_ENTRIES = 10_000
+"""The cursor also moves after so many entries without an event, so that they are read once."""
+
+LAST_MOVE_SECONDS = 1.0
+RETRY_SECONDS = 0.1
+RETRY_SECONDS_MAX = 2.0
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_encoder = msgspec.json.Encoder()
+
+log = structlog.get_logger(__name__)
+
+
+class Happening(msgspec.Struct, frozen=True, gc=False):
+    """An event of the journal. `id` is incarnation.sequence.position, `at` its commit (RFC 3339)."""
+
+    id: str
+    event: str
+    at: datetime
+    data: Any
+
+
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """A message to send; the relay adds the header `id`."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: Headers = ()
+
+
+Route = Callable[[Happening], Outgoing | None]
+"""Makes a message of an event; None where nobody is to hear of it. Pure."""
+
+
+def as_json(topic: str, key_field: str) -> Route:
+    """Return a route that sends the whole event as JSON, keyed by a field of its data."""
+
+    def route(happening: Happening) -> Outgoing:
+        return Outgoing(topic, happening.data[key_field].encode(), _encoder.encode(happening))
+
+    return route
+
+
+def as_dead_letter(topic_of: Callable[[str], str]) -> Route:
+    """Return a route that sends a letter's original message; `topic_of` names the topic by origin.
+
+    Key, payload and headers are as they came; headers say why and from where.
+    """
+
+    def route(happening: Happening) -> Outgoing:
+        letter = happening.data
+        headers = [(name, b64decode(value)) for name, value in letter["headers"]]
+        for name, value in (
+            ("error", letter["reason"]),
+            ("error-detail", letter["detail"]),
+            ("letter", letter["letter"]),
+            ("origin-topic", letter["topic"]),
+            ("origin-partition", letter["partition"]),
+            ("origin-offset", letter["offset"]),
+        ):
+            headers.append((name, str(value).encode()))
+        key = letter["key"]
+        return Outgoing(
+            topic_of(letter["topic"]),
+            None if key is None else b64decode(key),
+            b64decode(letter["payload"]),
+            tuple(headers),
+        )
+
+    return route
+
+
+class Relay:
+    """A thread that follows the journal of some products. Counters are since its beginning."""
+
+    def __init__(
+        self,
+        book: ThreadedBook,
+        brokers: str,
+        routes: Mapping[str, Route],
+        *,
+        name: str,
+        products: Sequence[str],
+        topic: str,
+        options: kafka.Options | None = None,
+    ) -> None:
+        """`routes` by the event's name; others are passed over. `name` is the cursor's.
+
+        `topic` is one of those that are written, to ask the broker about. Raises ExtraMissing.
+        """
+        kafka.client()
+        self.sent = 0
+        self.lag = 0
+        """Entries of the book that were not looked at yet."""
+        self.moves = 0
+        """How often the cursor was asked to move."""
+        self.conflicts = 0
+        """How often somebody else had moved the cursor."""
+        self._book = book
+        self._brokers = brokers
+        self._routes = dict(routes)
+        self._name = name
+        self._products = tuple(products)
+        self._topic = topic
+        self._options = options
+        self._trouble = ""
+        self._producer: Producer | None = None
+        self._position = 0
+        self._sent_until = 0
+        self._moved_at = 0.0
+        self._is_moving = False
+        self._is_elsewhere = False
+        self._header: BatchHeader | None = None
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pennyweight-relay", daemon=True)
+
+    # ── for anybody ───────────────────────────────────────────────────────────────
+
+    @property
+    def status(self) -> str:
+        """Why events wait, for `/readyz`; "" while all is well."""
+        producer = self._producer
+        return self._trouble or (producer.status if producer is not None else "")
+
+    def start(self) -> None:
+        """Begin to relay; the book must have been started."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what was not acknowledged yet is sent again next time."""
+        self._is_over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # ── the thread ────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        """Relay, and begin again at the cursor after whatever went wrong."""
+        seconds = RETRY_SECONDS
+        while not self._is_over.is_set():
+            began = time.monotonic()
+            try:
+                self._session()
+            except (LinkError, ExtraMissing, StoreError) as error:
+                if self._trouble != str(error):
+                    log.warning("events wait", relay=self._name, cause=str(error))
+                self._trouble = str(error)
+            except Exception as error:
+                log.exception("the relay broke, and begins again", relay=self._name)
+                self._trouble = f"the relay broke: {error!r}"
+            if time.monotonic() - began > RETRY_SECONDS_MAX:
+                seconds = RETRY_SECONDS
+            self._is_over.wait(seconds)
+            seconds = min(seconds * 2, RETRY_SECONDS_MAX)
+
+    def _session(self) -> None:
+        """Follow the journal from the cursor until told to stop. Raises LinkError, StoreError."""
+        self._producer = producer = Producer(self._brokers, self._topic, options=self._options)
+        self._position = self._sent_until = self._cursor
+        try:
+            while not self._is_over.is_set():
+                self._turn(producer)
+            self._move_at_last()
+        finally:
+            producer.close()
+
+    def _turn(self, producer: Producer) -> None:
+        """Relay a page, or wait a moment for one."""
+        if self._is_elsewhere:
+            self._is_elsewhere = False
+            self._position = self._sent_until = self._cursor
+        head = self._book.engine.head.sequence
+        self.lag = head - self._position
+        if self.lag > 0:
+            self._relay_page(producer, head)
+        else:
+            producer.look()
+            self._is_over.wait(IDLE_SECONDS)
+        self._move()
+
+    # ── a page ────────────────────────────────────────────────────────────────────
+
+    def _relay_page(self, producer: Producer, head: int) -> None:
+        """Send the events of the next entries, and go on when all of them were acknowledged."""
+        bodies, until = self._read(head)
+        failed, count = producer.failed, 0
+        for sequence, body in bodies:
+            for outgoing, event_id in self._outgoing(sequence, body):
+                _send(producer, outgoing, event_id)
+                count += 1
+        if count:
+            while producer.flush(FLUSH_SECONDS):
+                if self._is_over.is_set():
+                    return
+            if producer.failed > failed:
+                raise LinkError(producer.status)
+            self._sent_until = until
+        self._trouble = ""
+        self.sent += count
+        self._position = until
+        self.lag = head - until
+
+    def _read(self, head: int) -> tuple[list[tuple[int, bytes]], int]:
+        """Return the products' next entries, in order, and up to where they are complete."""
+        until = head
+        pages = []
+        for product in self._products:
+            page = self._book.store.entries(self._position, PAGE, product=product)
+            if len(page) == PAGE:
+                until = min(until, page[-1][0])
+            pages.append(page)
+        merged = heapq.merge(*pages) if len(pages) > 1 else pages[0]
+        return [entry for entry in merged if entry[0] <= until], until
+
+    def _outgoing(self, sequence: int, body: bytes) -> Iterator[tuple[Outgoing, str]]:
+        """Yield the messages that an entry's events make. Raises CorruptEntry, StoreError."""
+        for position, event in enumerate(decode_events(body).events):
+            route = self._routes.get(event.name)
+            if route is None:
+                continue
+            header = self._header_of(sequence)
+            event_id = f"{header.incarnation}.{sequence}.{position}"
+            at = _EPOCH + timedelta(microseconds=header.committed_at)
+            outgoing = route(Happening(event_id, event.name, at, event.body))
+            if outgoing is not None:
+                yield outgoing, event_id
+
+    def _header_of(self, sequence: int) -> BatchHeader:
+        """Return the header of the batch that holds an entry; the last one is kept."""
+        header = self._header
+        if header is None or not 0 <= sequence - header.first_sequence < header.count:
+            header = self._book.store.batch_at(sequence=sequence)
+            if header is None:
+                raise CorruptEntry(f"entry {sequence} is in no batch")
+            self._header = header
+        return header
+
+    # ── the cursor ────────────────────────────────────────────────────────────────
+
+    @property
+    def _cursor(self) -> int:
+        return self._book.standing.cursors.get(self._name, 0)
+
+    def _move(self, *, is_last: bool = False) -> None:
+        """Ask the book to move the cursor, where that is worth an entry and the time has come."""
+        now, cursor = time.monotonic(), self._cursor
+        is_worth_it = self._sent_until > cursor or self._position - cursor > MOVE_ENTRIES
+        if self._is_moving or not is_worth_it:
+            return
+        if now - self._moved_at < MOVE_SECONDS and not is_last:
+            return
+        command = MoveCursor(self._name, cursor, self._position)
+        self._is_moving = True
+        self._moved_at = now
+        try:
+            self._book.submit(Submission(command, lane=Lane.TIMERS, ticket=self._moved))
+        except (QueueFull, Unavailable):
+            self._is_moving = False
+        else:
+            self.moves += 1
+
+    def _moved(self, outcome: Outcome) -> None:
+        """Take the outcome of a move; whatever it is, the cursor tells the truth."""
+        if isinstance(outcome, Refusal):
+            self.conflicts += 1
+            self._is_elsewhere = True
+        self._is_moving = False
+
+    def _move_at_last(self) -> None:
+        """Before the end, keep what was done, if the book takes it within a moment."""
+        until = time.monotonic() + LAST_MOVE_SECONDS
+        while self._sent_until > self._cursor and time.monotonic() < until:
+            self._move(is_last=True)
+            time.sleep(0.01)
+
+
+def _send(producer: Producer, outgoing: Outgoing, event_id: str) -> None:
+    """Queue a message. One that no broker takes must not stop all that come after it."""
+    value = outgoing.value
+    headers = (*outgoing.headers, ("id", event_id.encode()))
+    if len(value) > VALUE_MAX:
+        log.error("an event is too large to be sent whole", id=event_id, bytes=len(value))
+        headers = (*headers, ("bytes-left-out", str(len(value)).encode()))
+        value = b""
+    producer.send(outgoing.topic, outgoing.key, value, headers)
