@@ -103,28 +103,23 @@ class HolderCache:
 
     # ── a batch, from first to last ───────────────────────────────────────────────
 
-    def use(self, holder: str, *, is_counted: bool = True) -> bool:
-        """Note that a batch wants this holder, and return whether it is in memory.
-
-        A use that is not counted makes a user no hotter.
-        """
+    def use(self, holder: str) -> None:
+        """Note that a command uses this holder."""
         if holder in self._customers:
-            if is_counted:
-                self.hits += 1
-                self._policy.use(holder)
-            else:
-                self._policy.peek(holder)
-            return True
+            self.hits += 1
+            self._policy.use(holder)
+        elif holder in self._own:
+            self._own.move_to_end(holder)
+        elif is_customer(holder):
+            self.misses += 1
+            self._policy.use(holder)
+
+    def peek(self, holder: str) -> None:
+        """Note that a settlement wants this holder, which makes a user no hotter."""
         if holder in self._own:
             self._own.move_to_end(holder)
-            return True
-        if is_customer(holder):
-            if is_counted:
-                self.misses += 1
-                self._policy.use(holder)
-            else:
-                self._policy.peek(holder)
-        return False
+        elif is_customer(holder):
+            self._policy.peek(holder)
 
     def use_again(self, customer: str) -> None:
         """Note that a batch wants a customer once more, who is in memory or just being read."""
@@ -136,10 +131,14 @@ class HolderCache:
         """Evict residents until so many customers can be read, and return who left.
 
         Guests' places are free at the beginning of every batch; this is for a single
-        command that needs more of them.
+        command that needs more of them. If need be, those go too whom the policy spares.
         """
         left: list[str] = []
-        while self.room < places and (victim := self._policy.evict()) is not None:
+        while self.room < places and self._customers:
+            victim = self._policy.evict()
+            if victim is None:  # whoever is left is spared
+                self._policy.pin(next(iter(self._customers)), is_pinned=False)
+                continue
             self._drop(victim)
             self.evictions += 1
             left.append(victim)

@@ -6,9 +6,11 @@ No thread, clock or I/O of its own. A driver calls, in turn: `next_batch` (what 
 the same engine on a seeded clock.
 """
 
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from enum import IntEnum
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -61,7 +63,7 @@ class Lane(IntEnum):
     TIMERS = 2
 
 
-_SHARES = ((Lane.INTERACTIVE, 0.6), (Lane.INBOUND, 0.3), (Lane.TIMERS, 0.1))
+_SHARES = {Lane.INTERACTIVE: 0.6, Lane.INBOUND: 0.3, Lane.TIMERS: 0.1}
 
 
 class QueueFull(Exception):
@@ -171,7 +173,8 @@ class Submission:
         self.ticket = ticket
         self.refused: Refused | None = None
         self.rounds = 0
-        self.unloaded: list[Unloaded] = []
+        self.unloaded: list[tuple[str, tuple[Any, ...]]] = []
+        """Facts that it came back for: a method of `Wanted`, and its arguments."""
         self.is_dropped = False
         self.is_counted = False
 
@@ -206,6 +209,8 @@ class Engine:
         self._batch_max = batch_max
         self._batch_cap = batch_max
         self._lanes: tuple[deque[Submission], ...] = tuple(deque() for _ in Lane)
+        self._order = list(Lane)
+        """Whose turn it is: lanes that got nothing of the last batch go first in the next."""
         self._taken: list[Submission] = []
         self._answers: list[Answer] = []
         self._overlay: Overlay | None = None
@@ -252,22 +257,18 @@ class Engine:
         self._early = []
         cap, places = self._batch_cap, self.cache.guests_max
         if sum(map(bool, self._lanes)) > 1:
-            for lane, share in _SHARES:
-                until = len(self._taken) + max(1, int(cap * share))
-                guests = wanted.places + max(1, int(places * share))
-                self._take(self._lanes[lane], min(cap, until), min(places, guests), wanted)
+            self._take_shares(cap, places, wanted)
         for queue in self._lanes:
             if queue:
                 self._take(queue, cap, places, wanted)
         if not self._taken and not self._early:
             return None
         reads, cache = wanted.reads, self.cache
-        if wanted.places > cache.room:  # one big command, or the bound is a small one
+        while wanted.places > cache.room and len(cache):  # a big command, or a small bound
             for left in cache.make_room(wanted.places):
-                if left in wanted.holders:
-                    reads.holders.add(left)
-        cache.loading = wanted.places
+                wanted.evicted(left)
         reads.room = cache.room
+        cache.loading = min(wanted.places, reads.room)
         self._applicants = wanted.applicants
         return reads, cache
 
@@ -323,7 +324,7 @@ class Engine:
         if not isinstance(error, ConstraintFailed):
             self._answers = [(submission, Unknown(str(error))) for submission in taken]
         elif len(taken) == 1:
-            self._answers = [(taken[0], Failure(error))]
+            self._answers = [(taken[0], _failure(error))]
         else:
             for submission in reversed(taken):
                 self._lanes[submission.lane].appendleft(submission)
@@ -343,6 +344,23 @@ class Engine:
 
     # ── inside ────────────────────────────────────────────────────────────────────
 
+    def _take_shares(self, cap: int, places: int, wanted: WantedReads) -> None:
+        """Give each lane its share of the batch and of the places for guests.
+
+        A command that needs more places than are left must wait, and all behind it, unless
+        it is the first. So that its turn comes, a lane that got nothing goes first next time.
+        """
+        left_out = []
+        for lane in self._order:
+            queue, count = self._lanes[lane], len(self._taken)
+            until = count + max(1, int(cap * _SHARES[lane]))
+            guests = wanted.places + max(1, int(places * _SHARES[lane]))
+            self._take(queue, min(cap, until), min(places, guests), wanted)
+            if queue and len(self._taken) == count:
+                left_out.append(lane)
+        if left_out:
+            self._order.sort(key=lambda lane: lane not in left_out)
+
     def _take(self, lane: deque[Submission], until: int, places: int, wanted: WantedReads) -> None:
         """Move submissions from a lane to the batch, up to a count and to the places for guests."""
         taken = self._taken
@@ -351,24 +369,23 @@ class Engine:
             if submission.is_dropped:
                 continue
             command = submission.command
-            is_admitting = command.is_admitting
-            wanted.begin(
-                is_admitting=is_admitting,
-                is_counted=is_admitting and not submission.is_counted,
-            )
+            before = wanted.places
+            wanted.begin(is_admitting=command.is_admitting, is_counted=not submission.is_counted)
             try:
                 command.reads(wanted)
-                for unloaded in submission.unloaded:
-                    getattr(wanted, unloaded.shape)(*unloaded.what)
+                for shape, what in submission.unloaded:
+                    getattr(wanted, shape)(*what)
             except Refused as refused:
-                submission.refused = refused
+                submission.refused = refused.with_traceback(None)
             except Exception as error:  # noqa: BLE001 - a bug in one rule must not stop the book
-                self._early.append((submission, Failure(error)))
+                wanted.undo()
+                self._early.append((submission, _failure(error)))
                 continue
-            if wanted.places > places and taken:
+            if taken and before < wanted.places > places:
                 wanted.undo()
                 lane.appendleft(submission)
                 return
+            wanted.keep()
             if submission.key:
                 wanted.reads.keys.add((submission.scope, submission.key))
             submission.is_counted = True
@@ -379,6 +396,7 @@ class Engine:
         if found.is_cut:
             return False
         cache = self.cache
+        cache.loading = 0
         for holder, (accounts, records) in found.holders.items():
             if holder not in cache:
                 cache.welcome(holder, accounts, records)
@@ -415,7 +433,7 @@ class Engine:
         except Unloaded as unloaded:
             return self._defer(submission, unloaded)
         except Exception as error:  # noqa: BLE001 - discards this command alone, a 500
-            return Failure(error)
+            return _failure(error)
 
     def _answer(self, submission: Submission, overlay: Overlay) -> Outcome:
         """Decide one command, or replay it. Raises Refused, Unloaded, and what a broken rule raises."""
@@ -434,8 +452,9 @@ class Engine:
                     move = MoveCursor(cursor.name, cursor.before, cursor.after, earlier.sequence)
                     self._book(move, move.product, "", None, overlay)
                 return replay
-        if submission.refused is not None:
-            raise submission.refused  # once more, after the key
+        early = submission.refused
+        if early is not None:  # once more, after the key
+            raise Refused(early.reason, early.message, **early.figures)
         return self._book(command, submission.scope, key, cursor, overlay)
 
     def _set_aside(
@@ -451,7 +470,7 @@ class Engine:
             command = aside(refused)
             return self._book(command, command.product, "", cursor, overlay)
         except Exception as error:  # noqa: BLE001 - setting aside refuses nothing, so it is a bug
-            return Failure(error)
+            return _failure(error)
 
     def _book(
         self,
@@ -509,7 +528,7 @@ class Engine:
         submission.rounds += 1
         if submission.rounds > ROUNDS_MAX:
             return Failure(RuntimeError(f"{submission.command.name} keeps asking: {unloaded}"))
-        submission.unloaded.append(unloaded)
+        submission.unloaded.append((unloaded.shape, unloaded.what))
         self.deferrals += 1
         self._ready.append(submission)
         return None
@@ -563,6 +582,34 @@ class Engine:
         answers, self._answers, self._taken = self._answers, [], []
         self._overlay = self._append = None
         return answers
+
+
+def _failure(error: BaseException) -> Failure:
+    """Return a failure that says where it happened, and keeps nobody's data.
+
+    A traceback holds the local variables of all its frames, and so the batch; whoever is
+    told of the failure may keep it for long.
+    """
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        trace = link.__traceback__
+        while trace is not None and _is_running(trace.tb_frame):
+            trace = trace.tb_next
+        link.__traceback__ = trace
+        traceback.clear_frames(trace)
+        link = link.__cause__ or link.__context__
+    return Failure(error)
+
+
+def _is_running(frame: FrameType) -> bool:
+    """Whether the function of a frame has not returned; if it has, forget its variables."""
+    try:
+        frame.clear()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _entry(command: Command, scope: str, key: str, draft: Draft, answer: Any) -> Sealed:

@@ -52,29 +52,60 @@ class WantedReads:
         self._counters = counters
         self._numbered: Counter[str] = Counter()
         self._is_admitting = self._is_counted = True
-        self._before = (0, 0, 0)
+        self._places_before = 0
         self._named: list[tuple[set[Any], Any]] = []
+        self._used: dict[str, None] = {}
+        self._numbers: list[str] = []
 
     def begin(self, *, is_admitting: bool = True, is_counted: bool = True) -> None:
-        """Begin the reads of the next command.
+        """Begin the reads of the next command; `keep` or `undo` follows.
 
         The users it names may become resident, or not; its uses count for the cache's
         policy and figures, or were counted before.
         """
         self._is_admitting = is_admitting
         self._is_counted = is_counted
-        self._before = (self.places, self._cache.hits, self._cache.misses)
+        self._places_before = self.places
         self._named.clear()
+        self._used.clear()
+        self._numbers.clear()
+
+    def keep(self) -> None:
+        """Keep the last command in this batch: count its uses, each user once."""
+        cache, is_counted = self._cache, self._is_counted
+        if not self._is_admitting:
+            if is_counted:
+                for holder in self._used:
+                    cache.peek(holder)
+            return
+        applicants, read = self.applicants, self.reads.holders
+        for holder in self._used:
+            is_first = True
+            if holder in read and is_customer(holder):
+                is_first = holder not in applicants
+                applicants[holder] = None
+            if is_counted:
+                if is_first:  # in the batch, or the first not to be a settlement
+                    cache.use(holder)
+                else:
+                    cache.use_again(holder)
 
     def undo(self) -> None:
-        """Take back what the last command alone has named: it does not fit in this batch."""
-        self.places, self._cache.hits, self._cache.misses = self._before
+        """Take back what the last command alone has named: it is not in this batch."""
+        self.places = self._places_before
         for wanted, what in self._named:
             wanted.discard(what)
             if wanted is self.holders:
                 self.reads.holders.discard(what)
-                self.applicants.pop(what, None)
-        self._named.clear()
+        for counter in self._numbers:
+            self._numbered[counter] -= 1
+
+    def evicted(self, holder: str) -> None:
+        """Read a resident again whom the batch wants: he made room for a big command."""
+        if holder in self.holders and holder not in self.reads.holders:
+            self.reads.holders.add(holder)
+            self.applicants[holder] = None
+            self.places += 1
 
     def account(self, account_id: str) -> None:
         """See `Wanted`."""
@@ -83,24 +114,16 @@ class WantedReads:
 
     def holder(self, holder: str) -> None:
         """See `Wanted`."""
-        cache = self._cache
+        self._used[holder] = None
         if holder not in self.holders:
             self.holders.add(holder)
             self._named.append((self.holders, holder))
-            if not cache.use(holder, is_counted=self._is_counted):
+            if holder not in self._cache:
                 self.reads.holders.add(holder)
                 if is_customer(holder):
                     self.places += 1
-                    if self._is_admitting:
-                        self.applicants[holder] = None
-        elif self._is_admitting and is_customer(holder):
-            is_news = holder in self.reads.holders and holder not in self.applicants
-            if is_news:  # only settlements have named him before
-                self.applicants[holder] = None
-            if self._is_counted:
-                cache.use(holder) if is_news else cache.use_again(holder)
 
-    def _want(self, wanted: set[T], what: T, brings: int) -> None:
+    def _want(self, wanted: set[T], what: T, brings: int = 0) -> None:
         """Want something, which brings about so many users along."""
         if what not in wanted:
             wanted.add(what)
@@ -115,6 +138,7 @@ class WantedReads:
     def next_holder(self, counter: str, prefix: str) -> None:
         """See `Wanted`. The k-th command of a batch that asks gets at most the k-th next number."""
         self._numbered[counter] += 1
+        self._numbers.append(counter)
         self.holder(f"{prefix}:{self._counters.get(counter, 0) + self._numbered[counter]}")
 
     def hold(self, hold_id: int, of: str = "") -> None:
@@ -128,7 +152,7 @@ class WantedReads:
 
     def open_holds(self, account_id: str) -> None:
         """See `Wanted`."""
-        self.reads.open_holds.add(account_id)
+        self._want(self.reads.open_holds, account_id)
         self.account(account_id)
 
     def entry(self, sequence: int) -> None:
@@ -142,11 +166,11 @@ class WantedReads:
 
     def record(self, kind: str, record_id: str) -> None:
         """See `Wanted`."""
-        self.reads.records.add((kind, record_id))
+        self._want(self.reads.records, (kind, record_id))
 
     def name(self, kind: str, name: str) -> None:
         """See `Wanted`."""
-        self.reads.names.add((kind, name))
+        self._want(self.reads.names, (kind, name))
 
 
 class Standing(msgspec.Struct):
