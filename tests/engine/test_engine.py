@@ -10,9 +10,9 @@ from model.places import PLACES
 from pennyweight.engine import cache
 from pennyweight.engine.chain import next_chain
 from pennyweight.engine.engine import (
-    HOLDERS_MAX,
     LATE_EVERY,
     ROUNDS_MAX,
+    USERS_MIN,
     Engine,
     Lane,
     QueueFull,
@@ -584,8 +584,9 @@ def test_committed_accounts_are_never_changed_in_place(seed):
 
 def test_cache_must_hold_one_command():
     store = MemoryStore(Head(book="main", incarnation="first"))
-    with pytest.raises(ValueError, match="128 holders"):
-        Engine(store.head(), Standing({}, {}, {}), users_max=HOLDERS_MAX - 1)
+    with pytest.raises(ValueError, match="may bring 130 users' data"):
+        Engine(store.head(), Standing({}, {}, {}), users_max=USERS_MIN - 1)
+    assert Engine(store.head(), Standing({}, {}, {}), users_max=USERS_MIN).cache.users_max == 130
 
 
 class Watching(MemoryStore):
@@ -628,7 +629,8 @@ def test_cache_bound_holds_in_big_batches():
     stage = crowd(1_000, 200)
     outcomes = stage.book.execute_many([pay(n, (n * 7 + 1) % 1_000, 1) for n in range(1_000)])
     assert all(isinstance(outcome, Receipt) for outcome in outcomes)
-    assert stage.book.engine.cache.evictions > 800
+    assert stage.book.engine.cache.misses > 800
+    assert stage.book.engine.cache.most <= 200
     assert 150 < stage.store.most <= 200
     check_invariants(stage.store)
 
@@ -657,15 +659,15 @@ def test_cache_bound_holds_for_users_found_by_entries():
 
 
 def test_cache_bound_against_a_command_that_touches_too_many():
-    stage = crowd(150, 128)
+    stage = crowd(150, 130)
     holders = [f"user:{n}" for n in range(150)]
     engine = stage.book.engine
     outcomes = stage.book.execute_many(
         [pay(1, 2, 1), Submission(probe(lambda draft: 1, *holders)), pay(1, 2, 1)]
     )
     assert [type(outcome) for outcome in outcomes] == [Receipt, Failure, Receipt]
-    assert "more than 128 users" in str(outcomes[1].cause)
-    assert len(engine.cache) <= 128
+    assert "more than 130 users" in str(outcomes[1].cause)
+    assert len(engine.cache) <= engine.cache.most <= 130
 
 
 def test_cache_keeps_others_bounded_too():
@@ -681,17 +683,21 @@ def test_cache_keeps_others_bounded_too():
     assert len(stage.book.engine.cache) == 1
 
 
-def test_cache_evicts_those_used_longest_ago():
-    stage = crowd(200, 200)
-    for n in range(5):
-        stage.execute_many([pay(n, n + 1, 1)])
-    fresh = [Submission(OpenAccount(f"user:new{n}:USD")) for n in range(20)]
+def test_cache_keeps_those_who_are_used_and_lets_others_pass():
+    stage = crowd(500, 200)
+    engine = stage.book.engine
+    for _ in range(20):
+        stage.book.execute_many([pay(n, n + 1, 1) for n in range(10)])
+    fresh = [Submission(OpenAccount(f"user:new{n}:USD")) for n in range(300)]
     stage.book.execute_many(fresh)
-    resident = stage.book.engine.cache
-    assert [n for n in range(30) if f"user:{n}" not in resident] == list(range(6, 26))
-    assert all(f"user:new{n}" in resident for n in range(20))
-    assert resident.hits > 0
-    assert resident.misses > 0
+    assert all(f"user:{n}" in engine.cache for n in range(11))
+    assert engine.cache.hits > 0
+    assert engine.cache.misses > 300
+    # Who had to go is read again as he was.
+    gone = next(n for n in range(500) if f"user:{n}" not in engine.cache)
+    amount = int(stage.posted(f"user:{gone}:USD"))
+    assert isinstance(stage.execute(pay(gone, 0, amount).command), Receipt)
+    assert stage.posted(f"user:{gone}:USD") == "0"
 
 
 # ── refusals wait like everything else ────────────────────────────────────────────
@@ -732,12 +738,14 @@ def test_cache_bound_puts_back_half_of_what_names_too_many():
 
 def test_cache_refuses_what_would_be_wrong():
     """Its own checks, should the engine ever make a mistake."""
-    facts = cache.HolderCache(1)
-    facts.make_room([], set())
-    facts.put("user:1", [])
-    facts.put("user:1", [])
-    with pytest.raises(RuntimeError, match="more than 1 users"):
-        facts.put("user:2", [])
+    facts = cache.HolderCache(2)
+    assert facts.make_room(2) == []
+    facts.welcome("user:1", [])
+    facts.welcome("user:2", [])
+    facts.welcome("house", [])
+    with pytest.raises(RuntimeError, match="more than 2 users"):
+        facts.welcome("user:3", [])
+    assert "user:3" not in facts
     stranger = Account(1, "user:9:USD", "user:9", "USD", 0)
     with pytest.raises(RuntimeError, match="not resident"):
         facts.update({stranger.id: stranger}, [])
@@ -800,7 +808,8 @@ def test_cache_bound_under_random_runs(place, seed):
         counts.update(type(outcome) for outcome in outcomes)
     assert counts[Failure] == counts[Unknown] == 0
     assert counts[Receipt] > 300
-    assert engine.cache.evictions > 300
+    assert engine.cache.most <= 130
+    assert engine.cache.misses > 300
     check_invariants(stage.store)
     report = verify(stage.store, answers=answers_of(known_commands()))
     assert report.ok, report.problems
