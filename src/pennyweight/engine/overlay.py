@@ -203,6 +203,7 @@ class Overlay:
         self._opened: dict[str, list[str]] = {}
         """Ids of the accounts that this batch opened, by holder."""
         self._holds: dict[int, Hold] = {}
+        self._open = {hold.id: hold for holds in found.open_holds.values() for hold in holds}
         self._references: dict[tuple[str, str], int] = {}
         self._names: dict[tuple[str, str], str | None] = {}
         self._bodies_of_keys: dict[tuple[str, str], bytes] = {}
@@ -233,7 +234,7 @@ class Overlay:
 
     def hold(self, hold_id: int) -> Hold | None:
         """See `Facts`."""
-        hold = self._holds.get(hold_id)
+        hold = self._holds.get(hold_id) or self._open.get(hold_id)
         if hold is not None:
             return hold
         if hold_id in self._found.holds:
@@ -410,9 +411,8 @@ class Overlay:
         if not self._holds:
             return []
         found = self._found
-        by_account = {hold.id: hold for holds in found.open_holds.values() for hold in holds}
         return [
-            HoldRow(hold, found.holds.get(hold_id) or by_account.get(hold_id))
+            HoldRow(hold, found.holds.get(hold_id) or self._open.get(hold_id))
             for hold_id, hold in sorted(self._holds.items())
         ]
 
