@@ -7,8 +7,8 @@ and are booked in every mode.
 
 A limit is on one withdrawal or on a rolling day. A user's own limit goes before the one
 for all users. The day is counted while a daily limit applies, in steps of five minutes:
-an accepted withdrawal counts for 24 hours, and up to five minutes more. What is cancelled
-or expires is given back; a settlement changes nothing of it.
+an accepted withdrawal counts for 24 hours, and up to five minutes more. What was counted
+and is cancelled or expires is given back; a settlement changes nothing of it.
 """
 
 from typing import Literal
@@ -59,11 +59,23 @@ class Controls(msgspec.Struct, frozen=True, omit_defaults=True):
     limits: dict[str, Limits] = {}
 
 
+class Slot(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Five minutes of a day: their number since 1970, and the units withdrawn in them.
+
+    `first` is the number of the first hold counted; from it on all of these five minutes
+    are, whatever becomes of the limit, so that it is known what may be given back.
+    """
+
+    step: int
+    units: int
+    first: int
+
+
 class UserControls(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A user's own limits by token, and the day: (five minutes since 1970, units) by token."""
+    """A user's own limits by token, and what was withdrawn in the last 24 hours, by token."""
 
     limits: dict[str, Limits] = {}
-    days: dict[str, tuple[tuple[int, int], ...]] = {}
+    days: dict[str, tuple[Slot, ...]] = {}
 
 
 class ModeAnswer(msgspec.Struct, frozen=True):
@@ -226,12 +238,13 @@ def check_limits(draft: Draft, holder: str, token: str, units: int) -> None:
             scope="user" if of_user.per_withdrawal else "all",
             requested_quantity=draft.text(units, token),
         )
-    if per_day is None:
-        return
     step = draft.time // _STEP
-    day = tuple(slot for slot in own.days.get(token, ()) if slot[0] >= step - _DAY_STEPS)
-    used = sum(spent for _, spent in day)
-    if used + units > draft.units(per_day, token, is_zero_allowed=True):
+    day = tuple(slot for slot in own.days.get(token, ()) if slot.step >= step - _DAY_STEPS)
+    is_begun = bool(day) and day[-1].step == step
+    if per_day is None and not is_begun:
+        return
+    used = sum(slot.units for slot in day)
+    if per_day is not None and used + units > draft.units(per_day, token, is_zero_allowed=True):
         refuse(
             Reason.LIMIT_REACHED,
             f"withdrawals of {token} are at most {per_day} in 24 hours",
@@ -241,10 +254,11 @@ def check_limits(draft: Draft, holder: str, token: str, units: int) -> None:
             used=draft.text(used, token),
             requested_quantity=draft.text(units, token),
         )
-    if day and day[-1][0] == step:
-        day = (*day[:-1], (step, day[-1][1] + units))
+    if is_begun:
+        last = day[-1]
+        day = (*day[:-1], Slot(step, last.units + units, last.first))
     else:
-        day = (*day, (step, units))
+        day = (*day, Slot(step, units, draft.facts.counter("hold") + 1))
     counted = msgspec.structs.replace(own, days={**own.days, token: day})
     draft.put_record(USER, user, counted, before=record, holder=holder)
 
@@ -258,11 +272,14 @@ def give_back(draft: Draft, holder: str, hold: Hold) -> None:
     own = _user_controls.decode(record.body)
     step = hold.placed_at // _STEP
     day = own.days.get(hold.asset, ())
-    if not any(slot == step for slot, _ in day):
-        return
     changed = tuple(
-        (slot, max(0, spent - hold.amount) if slot == step else spent) for slot, spent in day
+        Slot(step, slot.units - hold.amount, slot.first)
+        if slot.step == step and slot.first <= hold.id
+        else slot
+        for slot in day
     )
+    if changed == day:
+        return
     counted = msgspec.structs.replace(own, days={**own.days, hold.asset: changed})
     draft.put_record(USER, user, counted, before=record, holder=holder)
 

@@ -85,9 +85,10 @@ class _Trade(NamedTuple):
 class Settle(Command, frozen=True):
     """Book a trade, as a fact. See the module for which withdrawal it ends.
 
-    Refusals: user_id_invalid, token_unknown, same_token, those of an amount,
+    Refusals: user_id_invalid, token_unknown, those of an amount, same_token,
     user_not_found; withdrawal_settled and withdrawal_cancelled for a withdrawal it names
-    that another settlement, or its owner, has ended; balance_too_large.
+    that another settlement, or its owner, has ended; too_many_accounts,
+    balance_too_large.
     """
 
     name = "settle"
@@ -156,10 +157,10 @@ class Settle(Command, frozen=True):
         holder = user_holder(self.user)
         token_of(draft, self.bought_token)
         token_of(draft, self.sold_token)
-        if self.bought_token == self.sold_token:
-            refuse(Reason.SAME_TOKEN, f"{self.sold_token} cannot be sold for itself")
         sold = draft.units(self.sold_quantity, self.sold_token, is_zero_allowed=True)
         bought = draft.units(self.bought_quantity, self.bought_token, is_zero_allowed=True)
+        if self.bought_token == self.sold_token:
+            refuse(Reason.SAME_TOKEN, f"{self.sold_token} cannot be sold for itself")
         account_id = f"{holder}:{self.sold_token}"
         if draft.find_account(account_id) is None:
             check_user(draft.facts, holder)
@@ -304,7 +305,8 @@ class SetAside(Command, frozen=True):
 class ReplaySettlement(Command, frozen=True):
     """Book the settlement of a dead letter after all; the letter is closed in the same entry.
 
-    Refusals: dead_letter_not_found, dead_letter_closed, and those of `Settle`.
+    Refusals: dead_letter_not_found, owned_by_product, dead_letter_closed, and those of
+    `Settle`, which leave the letter open.
     """
 
     name = "replay_settlement"
@@ -332,7 +334,7 @@ class ReplaySettlement(Command, frozen=True):
 class CloseLetter(Command, frozen=True):
     """Close a dead letter without booking it; the note says why.
 
-    Refusals: dead_letter_not_found, dead_letter_closed.
+    Refusals: dead_letter_not_found, owned_by_product, dead_letter_closed.
     """
 
     name = "close_letter"

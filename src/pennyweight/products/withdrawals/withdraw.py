@@ -4,7 +4,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from pennyweight.ledger.accounts import Account, holder_of, user_holder
+from pennyweight.ledger.accounts import HOLDS_OPEN_MAX, Account, holder_of, user_holder
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.holds import Hold, HoldState
@@ -47,11 +47,11 @@ class Withdraw(Command, frozen=True):
     """Hold a quantity of a user's token, if that much is available; a balance equal to it is enough.
 
     `withdrawal_id` is the caller's id for it, "" for one of ours. Refusals, in order:
-    withdrawal_id_invalid, user_id_invalid, token_unknown, those of an amount,
+    user_id_invalid, withdrawal_id_invalid, token_unknown, those of an amount,
     expiry_invalid, user_not_found, account_closed, withdrawal_id_taken,
     withdrawals_halted, withdrawals_reducing, limit_reached, too_many_holds,
     insufficient_funds (with what is available, held and needed, and the open withdrawals
-    that hold the money).
+    that hold the money), balance_too_large.
     """
 
     name = "withdraw"
@@ -94,7 +94,7 @@ class Withdraw(Command, frozen=True):
             )
         check_mode(draft, self.token, is_new=True)
         check_limits(draft, holder, self.token, units)
-        if account is None or account.available - units < (account.floor or 0):
+        if account is None or not _has_funds(account, units):
             _insufficient(draft, account, self.token, self.quantity)
         hold = draft.place_hold(account.id, units, expires_at=expires_at, reference=reference)
         answer = _answer(draft, hold, self.quantity)
@@ -151,8 +151,8 @@ class CancelWithdrawal(Command, frozen=True):
 class ExpireWithdrawal(Command, frozen=True):
     """Give back what a withdrawal holds whose time is over.
 
-    Refusals: hold_not_found, hold_not_due, hold_already_settled, hold_already_voided,
-    hold_expired.
+    Refusals: hold_not_found, owned_by_product, hold_already_settled, hold_already_voided,
+    hold_expired, hold_not_due.
     """
 
     name = "expire_withdrawal"
@@ -169,6 +169,7 @@ class ExpireWithdrawal(Command, frozen=True):
 
     def decide(self, draft: Draft) -> WithdrawalAnswer:
         """See the class."""
+        draft.open_hold(self.hold, is_expiry_checked=False)
         return ended(draft, draft.expire_hold(self.hold), EXPIRED)
 
 
@@ -214,6 +215,15 @@ def _answer(draft: Draft, hold: Hold, quantity: str) -> WithdrawalAnswer:
         draft.text(account.available, account.asset),
         draft.text(account.held, account.asset),
         hold.expires_at,
+    )
+
+
+def _has_funds(account: Account, units: int) -> bool:
+    """Whether this much is available, or the account has too many holds to ask."""
+    return (
+        account.floor is None
+        or account.available - units >= account.floor
+        or account.open_holds >= HOLDS_OPEN_MAX
     )
 
 
