@@ -17,7 +17,9 @@ import pennyweight.ledger
 from pennyweight.engine import engine as engine_module
 from pennyweight.engine.engine import Abandon, Submission
 from pennyweight.engine.receipts import Receipt, Refusal
+from pennyweight.ledger import letters
 from pennyweight.ledger.accounts import ACCOUNTS_PER_HOLDER_MAX, HOLDS_OPEN_MAX
+from pennyweight.ledger.letters import Message
 from pennyweight.ledger.refusals import Kind, Reason
 from pennyweight.products import general
 from pennyweight.products.general import (
@@ -33,6 +35,19 @@ from pennyweight.products.general import (
     TransferItem,
     Transfers,
     VoidHold,
+)
+from pennyweight.products.withdrawals import controls, settle, shared, withdraw
+from pennyweight.products.withdrawals.controls import SetLimits, SetMode
+from pennyweight.products.withdrawals.settle import (
+    CloseLetter,
+    ReplaySettlement,
+    SetAside,
+    Settle,
+)
+from pennyweight.products.withdrawals.withdraw import (
+    CancelWithdrawal,
+    ExpireWithdrawal,
+    Withdraw,
 )
 from probes import probe
 from scenarios import START, Stage
@@ -219,6 +234,93 @@ REGISTER_ASSET = (
         defect("name_taken", currency_id=1),
     ],
 )
+QUANTITIES = [
+    Defect("amount_invalid", {"quantity": "ten"}),
+    Defect("amount_not_positive", {"quantity": "0"}),
+    Defect("amount_too_large", {"quantity": "1e30"}),
+    Defect("amount_too_fine", {"quantity": "1e-19"}),
+]
+WITHDRAW = (
+    Withdraw("1", "USD", "10", "new"),
+    [
+        *KEYS,
+        *QUANTITIES,
+        defect("withdrawal_id_invalid", withdrawal_id="w12"),
+        defect("withdrawal_id_invalid", withdrawal_id="a/b"),
+        defect("user_id_invalid", user=""),
+        defect("token_unknown", token="XXX"),
+        defect("expiry_invalid", expires_in_seconds=0),
+        defect("user_not_found", user="99"),
+        defect("account_closed", user="closed"),
+        defect("withdrawal_id_taken", withdrawal_id="settled"),
+        defect("withdrawals_halted", token="ETH"),
+        defect("withdrawals_reducing", token="BTC"),
+        defect("limit_reached", user="limited"),
+        defect("too_many_holds", user="busy"),
+        defect("insufficient_funds", quantity="1000"),
+        defect("insufficient_funds", user="owing"),
+    ],
+)
+CANCEL_WITHDRAWAL = (
+    CancelWithdrawal("open"),
+    [
+        *KEYS,
+        defect("withdrawal_not_found", withdrawal_id="nobody's"),
+        defect("withdrawal_not_found", withdrawal_id="w1"),  # a hold, but no withdrawal
+        defect("withdrawal_settled", withdrawal_id="settled"),
+        defect("withdrawal_cancelled", withdrawal_id="cancelled"),
+        defect("withdrawal_expired", withdrawal_id="expired"),
+        defect("withdrawals_halted", withdrawal_id="halted"),
+    ],
+)
+SETTLE = (
+    Settle("leaver", "EUR", "2", "USD", "5"),
+    [
+        *KEYS,
+        defect("user_id_invalid", user=""),
+        defect("token_unknown", bought_token="XXX"),
+        defect("token_unknown", sold_token="XXX"),
+        defect("amount_invalid", sold_quantity="ten"),
+        defect("amount_not_positive", sold_quantity="-1"),
+        defect("amount_too_large", sold_quantity="1e30"),
+        defect("amount_too_fine", sold_quantity="1e-19"),
+        defect("same_token", bought_token="USD"),
+        defect("same_token", sold_token="EUR"),
+        defect("user_not_found", user="99"),
+        defect("withdrawal_settled", withdrawal_id="settled"),
+        defect("withdrawal_cancelled", withdrawal_id="cancelled"),
+    ],
+)
+SET_MODE = (SetMode("halted", "EUR"), [*KEYS, defect("token_unknown", token="XXX")])
+SET_LIMITS = (
+    SetLimits("USD", "10", "20", "1"),
+    [
+        *KEYS,
+        defect("user_id_invalid", user=""),
+        defect("token_unknown", token="XXX"),
+        defect("amount_invalid", per_day="ten"),
+        defect("amount_too_fine", per_day="1e-19"),
+        defect("user_not_found", user="99"),
+    ],
+)
+REPLAY_SETTLEMENT = (
+    ReplaySettlement("withdrawals-1", SETTLE[0]),
+    [
+        *KEYS,
+        defect("dead_letter_not_found", letter="withdrawals-9"),
+        defect("dead_letter_closed", letter="withdrawals-2"),
+        defect("owned_by_product", letter="probe-3"),
+    ],
+)
+CLOSE_LETTER = (
+    CloseLetter("withdrawals-1", "of no use"),
+    [
+        *KEYS,
+        defect("dead_letter_not_found", letter="withdrawals-9"),
+        defect("dead_letter_closed", letter="withdrawals-2"),
+        defect("owned_by_product", letter="probe-3"),
+    ],
+)
 WALKS = {
     "transfer": TRANSFER,
     "open_account": OPEN_ACCOUNT,
@@ -229,6 +331,13 @@ WALKS = {
     "expire_hold": EXPIRE_HOLD,
     "load_balances": LOAD_BALANCES,
     "register_asset": REGISTER_ASSET,
+    "withdraw": WITHDRAW,
+    "cancel_withdrawal": CANCEL_WITHDRAWAL,
+    "settle": SETTLE,
+    "set_mode": SET_MODE,
+    "set_limits": SET_LIMITS,
+    "replay_settlement": REPLAY_SETTLEMENT,
+    "close_letter": CLOSE_LETTER,
 }
 WALKED_ALONE = {"too_many_transfers", "entry_not_found", "entry_not_reversible", "cursor_conflict"}
 WALKED_ALONE |= {"entry_already_reversed"}
@@ -257,6 +366,7 @@ def stage():
             user:empty:USD
             user:closed:USD
             user:closed:BTC
+            user:closed:ETH
             user:holding:USD    50
             user:owing:USD
             house:USD           1
@@ -274,6 +384,7 @@ def stage():
             expire_hold 4                           -> done
             close_account user:closed:USD           -> done
             close_account user:closed:BTC           -> done
+            close_account user:closed:ETH           -> done
     """)
     foreign = probe(lambda draft: draft.place_hold("user:holder:USD", 1).id, "user:holder")
     assert done(stage, foreign).answer == FOREIGN
@@ -282,6 +393,7 @@ def stage():
         lambda draft: draft.take("user:owing:USD", "house:USD", 7), "user:owing", "house"
     )
     assert done(stage, taking).answer == 7
+    _withdrawals(stage)
     fill = [OpenAccount(f"user:many:{n}:USD") for n in range(ACCOUNTS_PER_HOLDER_MAX)]
     fill += [PlaceHold("user:busy:USD", "USD", "1")] * HOLDS_OPEN_MAX
     fill += [PlaceHold("house:held:USD", "USD", LARGEST)]
@@ -293,9 +405,43 @@ def stage():
     done(stage, Transfer("world:USD", "user:rich:USD", "USD", str(room)))
     top_up = Transfer("house:more:USD", "user:rich:USD", "USD", str(10**20 - 1 - room))
     done(stage, top_up)
-    done(stage, Abandon("ledger"), key="abandoned")
+    for product in ("ledger", "withdrawals"):
+        done(stage, Abandon(product), key="abandoned")
     done(stage, Transfer("house:USD", "house:other:USD", "USD", "1", id="x"), key="used")
+    done(stage, SetLimits("USD", "1000"), key="used")
     return stage
+
+
+def _withdrawals(stage):
+    """What the withdrawals stumble on."""
+    stage.play("""
+        given
+            user:1:BTC          100
+            user:1:ETH          100
+            user:limited:USD    100
+            user:leaver:USD     100
+            user:leaver:ETH     100
+        when
+            withdrawals.withdraw leaver USD 5 open              -> done
+            withdrawals.withdraw leaver USD 5 settled           -> done
+            withdrawals.withdraw leaver USD 5 cancelled         -> done
+            withdrawals.withdraw leaver USD 5 expired 60        -> done
+            withdrawals.withdraw leaver ETH 5 halted            -> done
+            withdrawals.settle leaver EUR 1 USD 5 settled       -> done
+            withdrawals.cancel_withdrawal cancelled             -> done
+            wait 61
+            withdrawals.set_mode halted ETH                     -> done
+            withdrawals.set_mode reducing BTC                   -> done
+            withdrawals.set_limits USD 1 none limited           -> done
+    """)
+    expired = stage.store.head().counters["hold"] - 1
+    assert done(stage, ExpireWithdrawal(expired)).answer.withdrawal_id == "expired"
+    message = Message("topic", 0, 7, "e30=")
+    for _ in range(2):
+        done(stage, SetAside(message, "message_malformed", "no"))
+    done(stage, CloseLetter("withdrawals-2"))
+    foreign = probe(lambda draft: letters.set_aside(draft, message, "no", "no"))
+    assert done(stage, foreign).answer == "probe-3"
 
 
 def refusal(stage, command, defects):
@@ -428,8 +574,10 @@ def _mentioned(module):
 
 
 def test_refusals_walk_is_complete():
-    """Whatever the ledger, its own product and the engine can refuse for is walked above."""
-    mentioned = _mentioned(general) | _mentioned(engine_module)
+    """Whatever the ledger, its products of its own and the engine can refuse for is walked above."""
+    mentioned = set()
+    for module in (general, engine_module, controls, settle, shared, withdraw):
+        mentioned |= _mentioned(module)
     for path in Path(pennyweight.ledger.__path__[0]).glob("*.py"):
         if path.stem != "refusals":
             name = f"pennyweight.ledger.{path.stem}"
@@ -456,5 +604,6 @@ def test_reasons_that_waiting_may_cure():
     assert {r.code for r in Reason if r.is_retryable and r.code in walked} == {
         "hold_not_found", "entry_not_found", "account_not_found", "hold_not_due",
         "cursor_conflict", "account_has_holds", "account_has_balance", "account_owes",
-        "too_many_holds", "insufficient_funds", "balance_too_large",
+        "too_many_holds", "insufficient_funds", "balance_too_large", "user_not_found",
+        "withdrawal_not_found", "withdrawals_halted", "withdrawals_reducing", "limit_reached",
     }  # fmt: skip
