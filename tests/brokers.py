@@ -161,7 +161,7 @@ def jars() -> Path:
     if not shutil.which("mvn"):
         raise NoKafka("mvn, to fetch Kafka")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if len(list(folder.glob("*.jar"))) < JARS_MIN:
             _fetch(folder)

@@ -112,7 +112,9 @@ class Rig:
 
 
 @pytest.fixture
-def rig(mock_broker: MockBroker) -> Iterator[Rig]:
+def rig(mock_broker: MockBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr(inbound, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(inbound, "RETRY_SECONDS_MAX", 0.2)
     mock_broker.create_topic(TOPIC, 2)
     rig = Rig(mock_broker)
     yield rig
@@ -366,8 +368,7 @@ def test_broker_down_later_and_up_again(rig: Rig) -> None:
     assert intake.status == ""
 
 
-def test_broker_down_at_the_start(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbound, "RETRY_SECONDS_MAX", 0.2)
+def test_broker_down_at_the_start(rig: Rig) -> None:
     rig.broker.down()
     intake = rig.read()
     wait_for(lambda: "transport" in intake.status.lower())
@@ -413,15 +414,15 @@ def test_two_readers_of_one_book_share_the_partitions(rig: Rig) -> None:
     first = rig.read()
     total = 0
     second: Intake | None = None
-    for number in range(60):
-        rig.send(*[b"1"] * 10, partition=number % 2)
-        total += 10
-        if number == 10:
+    for number in range(30):
+        rig.send(*[b"1"] * 20, partition=number % 2)
+        total += 20
+        if number == 5:
             wait_for(lambda: first.booked)
             second = rig.read()
-        if number == 20:
+        if number == 10:
             wait_for(lambda: [len(intake.lag) for intake in rig.intakes] == [1, 1])
-        if number == 40:
+        if number == 20:
             first.stop()
     assert second is not None
     wait_for(lambda: first.booked + second.booked >= total)

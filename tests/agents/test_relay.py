@@ -132,7 +132,9 @@ class Rig:
 
 
 @pytest.fixture
-def rig(mock_broker: MockBroker) -> Iterator[Rig]:
+def rig(mock_broker: MockBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr(relay_module, "MOVE_SECONDS", 0.05)
+    monkeypatch.setattr(relay_module, "RETRY_SECONDS_MAX", 0.2)
     mock_broker.create_topic(EVENTS, 2)
     mock_broker.create_topic(LETTERS, 2)
     rig = Rig(mock_broker)
@@ -297,7 +299,7 @@ def test_broker_down_at_the_start(rig: Rig) -> None:
 
 
 def test_messages_that_were_given_up_are_sent_again(rig: Rig) -> None:
-    relay = rig.relay(options={"delivery.timeout.ms": "300"})
+    relay = rig.relay(options={"delivery.timeout.ms": "1500"})
     rig.broker.down()
     rig.shout("one", "two")
     wait_for(lambda: "timed out" in relay.status.lower())
