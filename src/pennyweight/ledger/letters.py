@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from pennyweight.ledger.draft import Draft
-from pennyweight.ledger.records import Record
+from pennyweight.ledger.records import Mark, Record
 from pennyweight.ledger.refusals import Reason, refuse
 
 LETTER = "dead_letter"
@@ -21,6 +21,10 @@ SET_ASIDE = "dead_letter"
 
 PAYLOAD_MAX = 1 << 20
 """Bytes of a message that are kept; the origin still has the rest."""
+
+
+State = Literal["open", "replayed", "closed"]
+"""Whether somebody has dealt with a letter, and how."""
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -45,7 +49,7 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     reason: str
     detail: str
     set_aside_at: int
-    state: Literal["open", "replayed", "closed"] = "open"
+    state: State = "open"
     closed_in: int = 0
     note: str = ""
 
@@ -68,7 +72,7 @@ def set_aside(draft: Draft, message: Message, reason: str, detail: str) -> str:
     """Keep a message as a dead letter of the draft's product, and return the letter's id."""
     letter_id = f"{draft.product}-{draft.next_number(LETTER)}"
     letter = DeadLetter(message, reason, detail, draft.time)
-    draft.put_record(LETTER, letter_id, letter, before=None, labels=_labels(letter))
+    _put(draft, letter_id, letter, before=None)
     draft.emit(
         SET_ASIDE,
         LetterEvent(
@@ -120,10 +124,23 @@ def close_letter(
 ) -> DeadLetter:
     """Note what became of a letter, and return it."""
     closed = msgspec.structs.replace(letter, state=state, closed_in=draft.sequence, note=note)
-    draft.put_record(LETTER, record.id, closed, before=record, labels=_labels(closed))
+    _put(draft, record.id, closed, before=record)
     return closed
 
 
-def _labels(letter: DeadLetter) -> tuple[str, ...]:
-    """Return what letters are listed by."""
-    return (f"state:{letter.state}", f"reason:{letter.reason}")
+def index_of(state: State) -> str:
+    """Return the index on which letters in a state are marked with their numbers, oldest first."""
+    return f"{LETTER}.{state}"
+
+
+def _put(draft: Draft, letter_id: str, letter: DeadLetter, *, before: Record | None) -> None:
+    """Write a letter with what it is listed by."""
+    number = int(letter_id.rpartition("-")[2])
+    draft.put_record(
+        LETTER,
+        letter_id,
+        letter,
+        before=before,
+        labels=(f"state:{letter.state}", f"reason:{letter.reason}"),
+        marks=(Mark(index_of(letter.state), number),),
+    )

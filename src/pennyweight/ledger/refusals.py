@@ -51,6 +51,10 @@ class Reason(enum.Enum):
     KEY_ABANDONED = ("key_abandoned", Kind.KEY, False)
     KEY_REUSED = ("key_reused", Kind.KEY, False)
 
+    # The message of a stream as a whole.
+    MESSAGE_MALFORMED = ("message_malformed", Kind.MALFORMED, False)
+    MESSAGE_INVALID = ("message_invalid", Kind.MALFORMED, False)
+
     # The request as a whole; inside an atomic list the first bad transfer decides.
     TOO_MANY_TRANSFERS = ("too_many_transfers", Kind.MALFORMED, False)
     EFFECTIVE_AT_IN_FUTURE = ("effective_at_in_future", Kind.MALFORMED, False)
