@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from pennyweight.delivery.http import ledger, payments, proof, wallet
+from pennyweight.delivery.http import ledger, payments, proof, wallet, withdrawals
 from pennyweight.delivery.http.guard import Guard
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.routes import CommandRoute, Route
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
 def all_routes() -> list[Route]:
     return [
-        *ledger.routes(["ledger", "payments", "wallet"]),
+        *ledger.routes(["ledger", "payments", "wallet", "withdrawals"]),
         *proof.routes(
             lambda store, progress: verify(
                 store, answers=answers_of(known_commands()), progress=progress
@@ -50,6 +50,7 @@ def all_routes() -> list[Route]:
         ),
         *payments.routes("seed"),
         *wallet.routes(WalletSettings()),
+        *withdrawals.routes(clock=lambda: START),
     ]
 
 

@@ -16,6 +16,7 @@ from pennyweight.delivery.http import ledger as ledger_face
 from pennyweight.delivery.http import payments as payments_face
 from pennyweight.delivery.http import proof, server
 from pennyweight.delivery.http import wallet as wallet_face
+from pennyweight.delivery.http import withdrawals as withdrawals_face
 from pennyweight.delivery.http.guard import Guard, is_loopback
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.routes import Route
@@ -76,6 +77,7 @@ def routes_of(config: Config) -> list[Route]:
             *proof.routes(_verify),
             *payments_face.routes(config.payments.profile),
             *wallet_face.routes(wallet_settings(config)),
+            *withdrawals_face.routes(),
         ]
     except (Refused, wallet_face.SignatureUnavailable) as error:
         raise ConfigError(f"wallet: {error}") from None

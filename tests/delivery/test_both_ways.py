@@ -44,6 +44,7 @@ def pair() -> Iterator[Pair]:
         )
         for served in both:
             served.fund("1", "2")
+            served.fund("100", asset="BTC")
             assert served.post("/users", {"users": ["john12345"]}).status == 200
             for name in ("buyer", "seller"):
                 body = {"name": name, "amount": "1000", "currency_id": 1}
@@ -58,9 +59,9 @@ def closing(method: str, path: str, body: Any, **headers: str) -> bytes:
 
 
 def test_hot_routes_exist() -> None:
-    assert {"/v1/transfers", "/payments", "/transaction/bet", "/transaction/win"} <= {
-        route.path for route in HOT
-    }
+    paths = {route.path for route in HOT}
+    assert {"/v1/transfers", "/payments", "/transaction/bet", "/transaction/win"} <= paths
+    assert {"/withdrawals", "/settlements"} <= paths
     assert all("{" not in route.path for route in HOT)
 
 

@@ -43,6 +43,10 @@ def served() -> Iterator[Served]:
         for name in ("buyer", "seller"):
             served.post("/accounts", {"name": name, "amount": "1000", "currency_id": 1})
         served.post("/payments", {"buyer_account_id": 1, "seller_account_id": 2, "amount": "1"})
+        held = {"user_id": 1, "token": "BTC", "requested_quantity": 5, "withdrawal_id": "0"}
+        served.post("/withdrawals", held)
+        trade = {"bought_token": "ETH", "bought_quantity": 1, "sold_token": "USD"}
+        served.post("/settlements", {"user_id": 1, **trade, "sold_quantity": 500})
         yield served
 
 

@@ -83,7 +83,7 @@ def _resource(
     resource = _Resource()
     for method, route in by_method.items():
         if isinstance(route, CommandRoute):
-            responder = _command_responder(desk, route, body_max)
+            responder = _command_responder(desk, route, readers, body_max)
         else:
             responder = _read_responder(desk, route, readers, body_max)
         setattr(resource, f"on_{method.lower()}", responder)
@@ -101,7 +101,9 @@ class _Resource:
 Responder = Callable[..., Awaitable[None]]
 
 
-def _command_responder(desk: Desk, route: CommandRoute, body_max: int) -> Responder:
+def _command_responder(
+    desk: Desk, route: CommandRoute, readers: Executor, body_max: int
+) -> Responder:
     async def respond(req: falcon.asgi.Request, resp: falcon.asgi.Response, **params: str) -> None:
         headers = _headers(req)
         refused = desk.guard.check(route.face, is_write=True, headers=headers)
@@ -114,7 +116,11 @@ def _command_responder(desk: Desk, route: CommandRoute, body_max: int) -> Respon
             return
         answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         request = Request(req.method, req.path, body, _unquoted(params), _query(req), headers)
-        submissions = desk.command(route, request, answered.set_result)
+        prepared = None
+        if route.prepare is not None:
+            loop = asyncio.get_running_loop()
+            prepared = await loop.run_in_executor(readers, desk.prepare, route, request)
+        submissions = desk.command(route, request, answered.set_result, prepared=prepared)
 
         def gone() -> None:
             for submission in submissions:

@@ -13,7 +13,7 @@ import structlog
 
 from pennyweight.delivery.http.guard import Guard
 from pennyweight.delivery.http.metrics import Metrics
-from pennyweight.delivery.http.routes import CommandRoute, ReadRoute, Reply, Request
+from pennyweight.delivery.http.routes import CommandRoute, Parsed, ReadRoute, Reply, Request
 from pennyweight.delivery.http.wire import BadRequest, error_reply, problem, problem_of
 from pennyweight.engine.engine import QueueFull, Submission
 from pennyweight.engine.receipts import Failure, Outcome, Unknown
@@ -42,14 +42,18 @@ class Desk:
         request: Request,
         done: Done,
         ticket: Callable[[Outcome], object] | None = None,
+        prepared: Parsed | None = None,
     ) -> Sequence[Submission]:
         """Have a command decided; `done` gets the reply, at once or later, in the caller's loop.
 
         A `ticket` gets the outcome of a single command instead, and calls `render` itself.
+        `prepared` is what `prepare` returned, for a route that has it.
         Returns what was submitted: setting `is_dropped` takes it back while it waits.
         """
         try:
-            parsed = route.parse(request, self.book.engine.standing)
+            parsed = prepared
+            if parsed is None:
+                parsed = route.parse(request, self.book.engine.standing)
             if isinstance(parsed, Submission):
                 parsed.ticket = ticket or _Single(self, route, request, done)
                 self.book.submit(parsed)
@@ -68,6 +72,18 @@ class Desk:
         except Exception as error:  # noqa: BLE001 - a fault of ours is answered with a 500
             done(self.failed(request, error))
         return ()
+
+    def prepare(self, route: CommandRoute, request: Request) -> Parsed | None:
+        """Look into the store for a command that needs it, in a reader's thread; None: it does not."""
+        if route.prepare is None:
+            return None
+        try:
+            return route.prepare(request, self.book.store, self.book.engine.standing)
+        except (BadRequest, Refused) as error:
+            self.metrics.refusals[_code_of(error)] += 1
+            return error_reply(error)
+        except Exception as error:  # noqa: BLE001 - a fault of ours is answered with a 500
+            return self.failed(request, error)
 
     def _submit_many(
         self, route: CommandRoute, request: Request, submissions: list[Submission], done: Done

@@ -53,6 +53,7 @@ _FACES = {
     "ledger": "The ledger's own face.",
     "payments": "Payments between accounts.",
     "wallet": "Bets, wins and rollbacks of users.",
+    "withdrawals": "Check and hold, settle later; deficits, limits, dead letters.",
     "operations": "For those who run it.",
 }
 
@@ -207,7 +208,7 @@ def _errors(route: Route, problem: Any) -> dict[str, Any]:
         known.update(_READS)
     sentences = {status: sentence for status, (_, sentence) in known.items()}
     sentences.update(route.documentation.errors)
-    has_problems = route.face in {"ledger", OPERATIONS, ""}
+    has_problems = route.face in {"ledger", "withdrawals", OPERATIONS, ""}
     responses: dict[str, Any] = {}
     for status, sentence in sorted(sentences.items()):
         if str(status) == str(route.documentation.status):

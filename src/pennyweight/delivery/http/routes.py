@@ -66,19 +66,31 @@ class Documentation(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, str] = {}
 
 
+Parsed = Submission | list[Submission] | Reply
+"""What is to be submitted, one or a list that is not atomic; or the answer already."""
+
+
+def nothing_to_parse(_: Request, __: Standing) -> Reply:
+    """Stand in for `parse` where a route has `prepare`."""
+    raise NotImplementedError("this route is prepared, not parsed")
+
+
 class CommandRoute(msgspec.Struct, frozen=True, kw_only=True):
     """A route that changes the book.
 
     `parse` gets the request and what is always loaded (assets, counters); it returns a
     submission, a list of submissions (a list that is not atomic), or a reply. `render`
     gets the outcomes in order and the request. A hot route has no path parameters and is
-    answered by the short way too.
+    answered by the short way too. A route that must look into the store before it knows
+    its command has `prepare` instead of `parse`: that runs in a reader's thread, what it
+    saw may have changed by the decision, and such a route is never hot.
     """
 
     face: str
     method: str
     path: str
-    parse: Callable[[Request, Standing], Submission | list[Submission] | Reply]
+    parse: Callable[[Request, Standing], Parsed] = nothing_to_parse
+    prepare: Callable[[Request, Store, Standing], Parsed] | None = None
     render: Callable[[list[Outcome], Request], Reply]
     documentation: Documentation
     is_hot: bool = False

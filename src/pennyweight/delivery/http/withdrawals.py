@@ -1,0 +1,1027 @@
+"""The withdrawals face: check and hold at once, settle later, and what a risk desk looks at.
+
+`POST /withdrawals` and `POST /settlements` are hot. A refusal for want of funds is an answer
+(HTTP 200, INSUFFICIENT_BALANCE); all others are problem documents. Unknown fields are
+ignored; ids and quantities may be strings or numbers.
+"""
+
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, NoReturn
+
+import msgspec
+
+from pennyweight.delivery.http.routes import (
+    CommandRoute,
+    Documentation,
+    ReadRoute,
+    Reply,
+    Request,
+    Route,
+)
+from pennyweight.delivery.http.wire import (
+    PAGE_SIZE_MAX,
+    REPLAYED,
+    BadRequest,
+    deadline_of,
+    encode,
+    key_of,
+    limit_of,
+    moment_in_query,
+    not_found,
+    number_in_query,
+    page,
+    problem_of,
+    read,
+    read_nothing,
+    receipt_headers,
+    rfc3339,
+)
+from pennyweight.delivery.http.withdrawals_shapes import (
+    BalanceOfToken,
+    BalancesShown,
+    CancelledShown,
+    CloseBody,
+    DeficitShown,
+    DeficitsPage,
+    HeaderShown,
+    Holding,
+    Insufficient,
+    LetterClosed,
+    LetterListed,
+    LetterShown,
+    LettersPage,
+    LimitsBody,
+    LimitSet,
+    LimitShown,
+    LimitsShown,
+    ModeBody,
+    ModeSet,
+    ModesShown,
+    SettlementShown,
+    Status,
+    Sufficient,
+    WithdrawalBody,
+    WithdrawalShown,
+    WithdrawalsPage,
+    WouldSuffice,
+    close_decoder,
+    limits_decoder,
+    mode_decoder,
+    settlement_decoder,
+    withdrawal_decoder,
+)
+from pennyweight.delivery.settlements import (
+    KEY_PREFIX,
+    STREAM_PREFIX,
+    PostedSettlement,
+    read_settlement,
+    settle_of,
+    settlement_in,
+    settlement_key,
+    text_of,
+)
+from pennyweight.engine.engine import Submission
+from pennyweight.engine.overlay import Standing
+from pennyweight.engine.port import Store
+from pennyweight.engine.receipts import Outcome, Receipt, Refusal
+from pennyweight.engine.statements import balance_as_of
+from pennyweight.engine.whatif import WhatIf
+from pennyweight.ledger.accounts import Account, holder_of, owed_account, user_holder
+from pennyweight.ledger.assets import Asset
+from pennyweight.ledger.draft import Draft
+from pennyweight.ledger.entries import Entry, decode_entry
+from pennyweight.ledger.holds import Hold, HoldState
+from pennyweight.ledger.letters import LETTER, DeadLetter, State, index_of
+from pennyweight.ledger.money import format_amount
+from pennyweight.ledger.records import RANK_MAX, Record
+from pennyweight.ledger.refusals import Reason, Refused, refuse
+from pennyweight.products.withdrawals import PRODUCT
+from pennyweight.products.withdrawals.controls import (
+    CONTROLS,
+    USER,
+    Controls,
+    Limits,
+    SetLimits,
+    SetMode,
+    UserControls,
+)
+from pennyweight.products.withdrawals.settle import (
+    CloseLetter,
+    ReplaySettlement,
+    Settle,
+    SettlementAnswer,
+)
+from pennyweight.products.withdrawals.shared import (
+    check_withdrawal_id,
+    numbered_hold,
+    user_of,
+    withdrawal_id_of,
+)
+from pennyweight.products.withdrawals.withdraw import CancelWithdrawal, Withdraw, WithdrawalAnswer
+from pennyweight.runtime.clock import wall_clock
+
+FACE = PRODUCT
+CHECK = "check"
+"""A path of ours beside those of withdrawals, and so no id of one."""
+
+_STATUSES: dict[HoldState, Status] = {
+    HoldState.OPEN: "open",
+    HoldState.SETTLED: "settled",
+    HoldState.VOIDED: "cancelled",
+    HoldState.EXPIRED: "expired",
+}
+_PAGE = 500
+_STATES: tuple[State, ...] = ("open", "replayed", "closed")
+
+
+# ── withdrawals ───────────────────────────────────────────────────────────────────
+
+
+def _quantity_of(body: WithdrawalBody) -> str:
+    """Return the quantity under either of its names. Raises BadRequest."""
+    quantity, amount = body.requested_quantity, body.requested_amount
+    if quantity is None:
+        if amount is None:
+            raise BadRequest("body_invalid", "requested_quantity is missing")
+        return amount
+    if amount is not None and amount != quantity:
+        raise BadRequest(
+            "quantity_ambiguous", "requested_quantity and requested_amount are not the same"
+        )
+    return quantity
+
+
+def _withdraw_of(body: WithdrawalBody) -> Withdraw:
+    """Return the command that a body asks for. Raises BadRequest, Refused."""
+    withdrawal_id = ""
+    if body.withdrawal_id is not None:
+        withdrawal_id = text_of(body.withdrawal_id)
+        check_withdrawal_id(withdrawal_id)
+        if withdrawal_id == CHECK:
+            refuse(Reason.WITHDRAWAL_ID_INVALID, f"{CHECK!r} is a path of ours, not an id")
+    return Withdraw(
+        text_of(body.user_id),
+        body.token,
+        _quantity_of(body),
+        withdrawal_id,
+        body.expires_in_seconds,
+    )
+
+
+def _key(request: Request, in_body: str | None = None) -> str:
+    """Return a caller's key, "" for none. Raises BadRequest.
+
+    Keys of settlements are not for others: a settlement must never find its own taken.
+    """
+    key = key_of(request, in_body)
+    if key.startswith((KEY_PREFIX, STREAM_PREFIX)):
+        raise BadRequest(
+            "idempotency_key_invalid", f"{KEY_PREFIX!r} and {STREAM_PREFIX!r} begin other keys"
+        )
+    return key
+
+
+def _parse_withdrawal(request: Request, _: Standing) -> Submission:
+    body = read(withdrawal_decoder, request.body)
+    command = _withdraw_of(body)
+    return Submission(
+        command,
+        key=_key(request, body.idempotency_key or command.withdrawal_id or None),
+        not_after=deadline_of(request, body.not_after),
+    )
+
+
+def _render_withdrawal(outcomes: list[Outcome], request: Request) -> Reply:
+    outcome = outcomes[0]
+    if outcome.__class__ is Receipt:
+        answer: WithdrawalAnswer = outcome.answer
+        return Reply(
+            200,
+            encode(
+                Sufficient(
+                    answer.withdrawal_id,
+                    answer.available,
+                    answer.held,
+                    answer.requested_quantity,
+                    _moment(answer.expires_at),
+                )
+            ),
+            (REPLAYED,) if outcome.is_replayed else (),
+        )
+    if outcome.__class__ is Refusal and outcome.reason is Reason.INSUFFICIENT_FUNDS:
+        return Reply(200, encode(_insufficient(outcome.figures)))
+    return problem_of(outcome, request)  # type: ignore[arg-type]
+
+
+def _moment(time: int | None) -> str | msgspec.UnsetType:
+    return msgspec.UNSET if time is None else rfc3339(time)
+
+
+def _insufficient(figures: dict[str, Any]) -> Insufficient:
+    """Return the answer that is no refusal out of the figures of one."""
+    return Insufficient(
+        figures["available"],
+        figures["needed"],
+        figures["held"],
+        [
+            Holding(one["withdrawal_id"], one["quantity"], rfc3339(one["accepted_at"]))
+            for one in figures["open_withdrawals"]
+        ],
+        figures["open_withdrawal_count"],
+    )
+
+
+def _checker(clock: Callable[[], int]) -> Callable[[Request, Store, Standing], Reply]:
+    """Return the `read` of POST /withdrawals/check."""
+
+    def check(request: Request, store: Store, standing: Standing) -> Reply:
+        command = _withdraw_of(read(withdrawal_decoder, request.body))
+        try:
+            answer = command.decide(Draft(WhatIf(store, standing, clock()), PRODUCT))
+        except Refused as refused:
+            if refused.reason is not Reason.INSUFFICIENT_FUNDS:
+                raise
+            return Reply(200, encode(_insufficient(refused.figures)))
+        shown = WouldSuffice(
+            answer.available, answer.held, answer.requested_quantity, _moment(answer.expires_at)
+        )
+        return Reply(200, encode(shown))
+
+    return check
+
+
+def _get_withdrawal(request: Request, store: Store, standing: Standing) -> Reply:
+    withdrawal_id = request.params["id"]
+    number = numbered_hold(withdrawal_id)
+    hold = store.hold(number) if number else store.hold_of_reference(PRODUCT, withdrawal_id)
+    if hold is None or hold.owner != PRODUCT or withdrawal_id_of(hold) != withdrawal_id:
+        _no_withdrawal(withdrawal_id)
+    return Reply(200, encode(_show_withdrawal(hold, store, standing)))
+
+
+def _no_withdrawal(withdrawal_id: str) -> NoReturn:
+    not_found("withdrawal_not_found", f"there is no withdrawal {withdrawal_id[:80]!r}")
+
+
+def _show_withdrawal(hold: Hold, store: Store, standing: Standing) -> WithdrawalShown:
+    """Show a withdrawal; one that has ended, with the entry that ended it."""
+    shown = WithdrawalShown(
+        withdrawal_id_of(hold),
+        user_of(holder_of(hold.account)),
+        hold.asset,
+        format_amount(hold.amount, _asset(hold.asset, store, standing).scale),
+        _STATUSES[hold.state],
+        rfc3339(hold.placed_at),
+        None if hold.expires_at is None else rfc3339(hold.expires_at),
+    )
+    if hold.state is HoldState.OPEN:
+        return shown
+    body, batch = store.entry(hold.changed_by), store.batch_at(sequence=hold.changed_by)
+    if body is None or batch is None:
+        raise LookupError(f"entry {hold.changed_by} is not in the journal")
+    ended: dict[str, Any] = {
+        "ended_at": rfc3339(batch.committed_at),
+        "sequence": hold.changed_by,
+        **_trade_in(decode_entry(body)),
+    }
+    return msgspec.structs.replace(shown, **ended)
+
+
+def _trade_in(entry: Entry) -> dict[str, Any]:
+    """Return what the settlement that an entry booked tells of the withdrawal it ended."""
+    if entry.command == Settle.name:
+        settle = msgspec.json.decode(entry.fields, type=Settle)
+    elif entry.command == ReplaySettlement.name:
+        settle = msgspec.json.decode(entry.fields, type=ReplaySettlement).settlement
+    else:
+        return {}
+    answer = msgspec.json.decode(entry.answer, type=SettlementAnswer)
+    return {
+        "settlement_id": settle.settlement_id or msgspec.UNSET,
+        "sold_token": settle.sold_token,
+        "sold_quantity": settle.sold_quantity,
+        "bought_token": settle.bought_token,
+        "bought_quantity": settle.bought_quantity,
+        "released": answer.released,
+        "shortage": answer.shortage,
+    }
+
+
+def _list_withdrawals(request: Request, store: Store, standing: Standing) -> Reply:
+    holder, user = _user_in_query(request)
+    accounts = _accounts_of(store, holder, user)
+    token = request.query.get("token")
+    if token is not None:
+        _known_token(token, store, standing)
+        accounts = [account for account in accounts if account.asset == token]
+    limit = limit_of(request)
+    after = number_in_query(request, "cursor") or 0
+    found: list[Hold] = []
+    for account in accounts:
+        if account.open_holds:
+            found += islice(_open_withdrawals(store, account.id, after), limit + 1)
+    found.sort(key=lambda hold: hold.id)
+    shown = found[:limit]
+    return page(
+        (_show_withdrawal(hold, store, standing) for hold in shown),
+        shown[-1].id if len(found) > limit else None,
+    )
+
+
+def _open_withdrawals(store: Store, account_id: str, after: int) -> Iterator[Hold]:
+    """Yield an account's open withdrawals from the one after hold `after`, oldest first."""
+    while rows := store.holds(account_id, after, _PAGE):
+        yield from (hold for hold in rows if hold.owner == PRODUCT)
+        after = rows[-1].id
+
+
+def _parse_cancel(request: Request, _: Standing) -> Submission:
+    read_nothing(request.body)
+    return Submission(
+        CancelWithdrawal(request.params["id"]),
+        key=_key(request),
+        not_after=deadline_of(request),
+    )
+
+
+def _render_cancel(outcomes: list[Outcome], request: Request) -> Reply:
+    outcome = outcomes[0]
+    if not isinstance(outcome, Receipt):
+        return problem_of(outcome, request)
+    answer: WithdrawalAnswer = outcome.answer
+    shown = CancelledShown(
+        answer.withdrawal_id,
+        "cancelled",
+        answer.available,
+        answer.held,
+        answer.requested_quantity,
+    )
+    return Reply(200, encode(shown), receipt_headers(outcome))
+
+
+# ── users ─────────────────────────────────────────────────────────────────────────
+
+
+def _get_balances(request: Request, store: Store, standing: Standing) -> Reply:
+    user = request.params["user"]
+    holder = user_holder(user)
+    moment = moment_in_query(request, "as_of")
+    balances: dict[str, BalanceOfToken] = {}
+    for account in _accounts_of(store, holder, user):
+        posted, held, owed = account.posted, account.held, account.owed
+        if moment is not None:
+            posted, held, owed = _as_of(store, account, moment)
+        if account.is_closed and not (posted or held or owed):
+            continue
+        scale = _asset(account.asset, store, standing).scale
+        balances[account.asset] = BalanceOfToken(
+            format_amount(posted - held, scale),
+            format_amount(held, scale),
+            format_amount(posted, scale),
+            format_amount(owed, scale) if owed else msgspec.UNSET,
+        )
+    return Reply(200, encode(BalancesShown(user, balances, _moment(moment))))
+
+
+def _as_of(store: Store, account: Account, moment: int) -> tuple[int, int, int]:
+    """Return (posted, held, owed) of an account as committed at a moment."""
+    balance = balance_as_of(store, account, committed=moment)
+    owing = store.account(owed_account(account.id))
+    owed = 0 if owing is None else -balance_as_of(store, owing, committed=moment).posted
+    return balance.posted, balance.held, owed
+
+
+def _accounts_of(store: Store, holder: str, user: str) -> list[Account]:
+    """Return a user's accounts, one per token. Raises BadRequest."""
+    accounts = store.accounts(0, PAGE_SIZE_MAX, holder=holder)
+    if not accounts:
+        not_found("user_not_found", f"there is no user {user[:80]!r}")
+    return [account for account in accounts if account.id == f"{holder}:{account.asset}"]
+
+
+def _user_in_query(request: Request) -> tuple[str, str]:
+    """Return whom the query names, as holder and as user. Raises BadRequest, Refused."""
+    user = request.query.get("user_id")
+    if user is None:
+        raise BadRequest("user_id_missing", "say whose withdrawals: ?user_id=100")
+    return user_holder(user), user
+
+
+def _known_token(token: str, store: Store, standing: Standing) -> None:
+    """Refuse what is no token. Refusal: token_unknown."""
+    if token not in standing.assets and store.record("asset", token) is None:
+        refuse(Reason.TOKEN_UNKNOWN, f"{token[:40]!r} is not a token of this book")
+
+
+def _asset(name: str, store: Store, standing: Standing) -> Asset:
+    """Return an asset, even one that was registered after `standing` was taken."""
+    asset = standing.assets.get(name)
+    if asset is not None:
+        return asset
+    record = store.record("asset", name)
+    if record is None:
+        raise LookupError(f"asset {name} is not registered")
+    found: Asset = record.read(Asset)
+    return found
+
+
+# ── settlements and deficits ──────────────────────────────────────────────────────
+
+
+def _parse_settlement(request: Request, _: Standing) -> Submission:
+    body = read_settlement(settlement_decoder, request.body)
+    command = settle_of(body)
+    key = key_of(request, body.idempotency_key)
+    settlement_id = command.settlement_id
+    if settlement_id and key and key != settlement_id:
+        raise BadRequest(
+            "idempotency_key_ambiguous", "the idempotency key and the settlement_id differ"
+        )
+    key = settlement_id or key
+    return Submission(
+        command,
+        key=settlement_key(key) if key else "",
+        not_after=deadline_of(request, body.not_after),
+    )
+
+
+def _render_settlement(outcomes: list[Outcome], request: Request) -> Reply:
+    outcome = outcomes[0]
+    if not isinstance(outcome, Receipt):
+        return problem_of(outcome, request)
+    answer: SettlementAnswer = outcome.answer
+    shown = SettlementShown(
+        answer.result,
+        answer.withdrawal_id or None,
+        answer.sold_available,
+        answer.bought_available,
+        answer.released,
+        answer.shortage,
+        answer.owed,
+        answer.credited or msgspec.UNSET,
+    )
+    return Reply(200, encode(shown), receipt_headers(outcome))
+
+
+def _list_deficits(request: Request, store: Store, standing: Standing) -> Reply:
+    token = request.query.get("token")
+    if token is not None:
+        _known_token(token, store, standing)
+    limit = limit_of(request)
+    after = number_in_query(request, "cursor") or 0
+    rows = store.accounts(after, limit, asset=token, is_owing=True)
+    return page(
+        (
+            DeficitShown(
+                user_of(account.holder),
+                account.asset,
+                format_amount(account.owed, _asset(account.asset, store, standing).scale),
+            )
+            for account in rows
+        ),
+        rows[-1].number if len(rows) == limit else None,
+    )
+
+
+# ── dead letters ──────────────────────────────────────────────────────────────────
+
+
+def _list_letters(request: Request, store: Store, _: Standing) -> Reply:
+    state = request.query.get("state")
+    states = [one for one in _STATES if state in {None, one}]
+    if not states:
+        raise BadRequest("state_invalid", f"state is one of {', '.join(_STATES)}")
+    reason = request.query.get("reason")
+    limit = limit_of(request)
+    after = number_in_query(request, "cursor") or 0
+    found: list[tuple[int, LetterListed]] = []
+    for one in states:
+        found += islice(_letters(store, one, reason, after), limit + 1)
+    found.sort(key=lambda pair: pair[0])
+    shown = found[:limit]
+    return page((letter for _, letter in shown), shown[-1][0] if len(found) > limit else None)
+
+
+def _letters(
+    store: Store, state: State, reason: str | None, after: int
+) -> Iterator[tuple[int, LetterListed]]:
+    """Yield (number, letter) of this product's letters in a state, oldest first."""
+    place: tuple[int, str] | None = None
+    while rows := store.due(index_of(state), after + 1, RANK_MAX, after=place, limit=_PAGE):
+        for due in rows:
+            record = store.record(LETTER, due.id)
+            if record is not None and record.product == PRODUCT:
+                letter: DeadLetter = record.read(DeadLetter)
+                if reason is None or letter.reason == reason:
+                    yield due.rank, LetterListed(**_listed(record.id, letter))
+        place = (rows[-1].rank, rows[-1].id)
+
+
+def _listed(letter_id: str, letter: DeadLetter) -> dict[str, Any]:
+    """Return what a list shows of a letter."""
+    return {
+        "id": letter_id,
+        "topic": letter.message.topic,
+        "partition": letter.message.partition,
+        "offset": letter.message.offset,
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "set_aside_at": rfc3339(letter.set_aside_at),
+        "state": letter.state,
+        "closed_in": letter.closed_in or msgspec.UNSET,
+        "note": letter.note or msgspec.UNSET,
+    }
+
+
+def _letter(request: Request, store: Store) -> tuple[Record, DeadLetter]:
+    """Return the letter that the path names. Raises BadRequest."""
+    record = store.record(LETTER, request.params["id"])
+    if record is None or record.product != PRODUCT:
+        not_found("dead_letter_not_found", f"there is no dead letter {request.params['id'][:80]!r}")
+    return record, record.read(DeadLetter)
+
+
+def _get_letter(request: Request, store: Store, _: Standing) -> Reply:
+    record, letter = _letter(request, store)
+    message = letter.message
+    headers = [HeaderShown(name, **_readable("value", value)) for name, value in message.headers]
+    key: dict[str, Any] = {} if message.key is None else _readable("key", message.key)
+    shown = LetterShown(
+        **_listed(record.id, letter),
+        **key,
+        **_readable("payload", message.payload),
+        headers=headers,
+    )
+    return Reply(200, encode(shown))
+
+
+def _readable(name: str, in_base64: str) -> dict[str, Any]:
+    """Return bytes as text under a name, or as they are under `<name>_base64`."""
+    try:
+        return {name: b64decode(in_base64).decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": in_base64}
+
+
+def _prepare_replay(request: Request, store: Store, _: Standing) -> Submission:
+    read_nothing(request.body)
+    record, letter = _letter(request, store)
+    settle = settlement_in(b64decode(letter.message.payload))
+    key = settlement_key(settle.settlement_id) if settle.settlement_id else _key(request)
+    return Submission(ReplaySettlement(record.id, settle), key=key, not_after=deadline_of(request))
+
+
+def _parse_close(request: Request, _: Standing) -> Submission:
+    body = read(close_decoder, request.body.strip() or b"{}")
+    return Submission(
+        CloseLetter(request.params["id"], body.note),
+        key=_key(request, body.idempotency_key),
+        not_after=deadline_of(request),
+    )
+
+
+def _render_close(outcomes: list[Outcome], request: Request) -> Reply:
+    outcome = outcomes[0]
+    if not isinstance(outcome, Receipt):
+        return problem_of(outcome, request)
+    shown = LetterClosed(outcome.answer.letter, outcome.answer.state)
+    return Reply(200, encode(shown), receipt_headers(outcome))
+
+
+# ── limits and modes ──────────────────────────────────────────────────────────────
+
+
+def _get_limits(request: Request, store: Store, _: Standing) -> Reply:
+    user = request.query.get("user_id")
+    limits: dict[str, Limits] = {}
+    if user is None:
+        limits = _controls(store).limits
+    else:
+        _accounts_of(store, user_holder(user), user)
+        record = store.record(USER, user)
+        if record is not None:
+            own: UserControls = record.read(UserControls)
+            limits = own.limits
+    shown = [
+        LimitShown(token, limit.per_withdrawal, limit.per_day)
+        for token, limit in sorted(limits.items())
+    ]
+    return Reply(200, encode(LimitsShown(user, shown)))
+
+
+def _parse_limits(request: Request, _: Standing) -> Submission:
+    body = read(limits_decoder, request.body)
+    given = (body.per_withdrawal, body.per_day)
+    if given == (msgspec.UNSET, msgspec.UNSET):
+        raise BadRequest("body_invalid", "give per_withdrawal, per_day or both; null lifts a limit")
+    per_withdrawal, per_day = (None if one is msgspec.UNSET else one for one in given)
+    user = None if body.user_id is None else text_of(body.user_id)
+    return Submission(
+        SetLimits(body.token, per_withdrawal, per_day, user),
+        key=_key(request, body.idempotency_key),
+        not_after=deadline_of(request),
+    )
+
+
+def _get_modes(_: Request, store: Store, __: Standing) -> Reply:
+    controls = _controls(store)
+    return Reply(200, encode(ModesShown(controls.mode, dict(sorted(controls.modes.items())))))
+
+
+def _parse_mode(request: Request, _: Standing) -> Submission:
+    body = read(mode_decoder, request.body)
+    return Submission(
+        SetMode(body.mode, body.token),
+        key=_key(request, body.idempotency_key),
+        not_after=deadline_of(request),
+    )
+
+
+def _controls(store: Store) -> Controls:
+    """Return the general modes and limits."""
+    record = store.record(CONTROLS, "all")
+    if record is None:
+        return Controls()
+    controls: Controls = record.read(Controls)
+    return controls
+
+
+def _render_as_is(outcomes: list[Outcome], request: Request) -> Reply:
+    """Render a command whose answer is what the wire shows."""
+    outcome = outcomes[0]
+    if not isinstance(outcome, Receipt):
+        return problem_of(outcome, request)
+    return Reply(200, encode(outcome.answer), receipt_headers(outcome))
+
+
+# ── the table ─────────────────────────────────────────────────────────────────────
+
+_WHEN = "2026-01-31T12:00:00.000000Z"
+_LATER = "2026-01-31T12:00:05.000000Z"
+_ASKED = {"user_id": "100", "token": "BTC", "requested_quantity": "7"}
+_SUFFICIENT = {
+    "status": "SUFFICIENT_BALANCE",
+    "withdrawal_id": "w1",
+    "available": "74.807344",
+    "held": "7",
+    "requested_quantity": "7",
+}
+_WITHDRAWAL = {
+    "withdrawal_id": "w1",
+    "user_id": "100",
+    "token": "BTC",
+    "requested_quantity": "7",
+    "status": "open",
+    "accepted_at": _WHEN,
+    "expires_at": None,
+}
+_TRADE = {
+    "user_id": "100",
+    "bought_token": "ETH",
+    "bought_quantity": "87.35",
+    "sold_token": "BTC",
+    "sold_quantity": "6.9",
+}
+_SETTLED = {
+    "result": "settled",
+    "withdrawal_id": "w1",
+    "sold_available": "74.907344",
+    "bought_available": "223.502897",
+    "released": "0.1",
+    "shortage": "0",
+    "owed": "0",
+}
+_BALANCES = {
+    "user_id": "100",
+    "balances": {
+        "BTC": {"available": "74.807344", "held": "7", "posted": "81.807344"},
+        "USD": {"available": "0", "held": "0", "posted": "0"},
+    },
+}
+_LETTER_LISTED = {
+    "id": "withdrawals-1",
+    "topic": "risk-engine-settlements",
+    "partition": 0,
+    "offset": 17,
+    "reason": "message_malformed",
+    "detail": "JSON is malformed: invalid character (byte 2)",
+    "set_aside_at": _WHEN,
+    "state": "open",
+}
+_LETTER = {
+    **_LETTER_LISTED,
+    "key": "100",
+    "payload": "{ “user_id”:”100” }",
+    "headers": [{"name": "source", "value": "desk-1"}],
+}
+_LIMITS = {"token": "BTC", "per_withdrawal": "10", "per_day": "25"}
+_PAGING = {
+    "limit": "How many, 1 to 1000; 100 if not given.",
+    "cursor": "The `next_cursor` of the page before.",
+}
+_NO_USER = "There is no such user."
+_NO_WITHDRAWAL = "There is no such withdrawal."
+_NO_LETTER = "There is no such dead letter."
+
+
+def routes(*, clock: Callable[[], int] = wall_clock) -> list[Route]:
+    """Return the routes of the withdrawals face; `clock` is for what a check would answer."""
+    return [
+        *_withdrawal_routes(clock),
+        *_settlement_routes(),
+        *_letter_routes(),
+        *_control_routes(),
+    ]
+
+
+def _command(
+    method: str,
+    path: str,
+    parse: Callable[[Request, Standing], Submission],
+    render: Callable[[list[Outcome], Request], Reply],
+    *,
+    is_hot: bool = False,
+    **documentation: Any,
+) -> CommandRoute:
+    return CommandRoute(
+        face=FACE,
+        method=method,
+        path=path,
+        parse=parse,
+        render=render,
+        documentation=Documentation(**documentation),
+        is_hot=is_hot,
+    )
+
+
+def _reading(
+    method: str,
+    path: str,
+    function: Callable[[Request, Store, Standing], Reply],
+    **documentation: Any,
+) -> ReadRoute:
+    return ReadRoute(
+        face=FACE,
+        method=method,
+        path=path,
+        read=function,
+        documentation=Documentation(**documentation),
+    )
+
+
+def _withdrawal_routes(clock: Callable[[], int]) -> list[Route]:
+    refused = {
+        404: _NO_USER,
+        409: "The id is taken, a mode or a limit says no, or the account is closed.",
+    }
+    return [
+        _command(
+            "POST",
+            "/withdrawals",
+            _parse_withdrawal,
+            _render_withdrawal,
+            is_hot=True,
+            summary="Hold a quantity, if that much is available",
+            description=(
+                "A balance equal to the quantity is enough. INSUFFICIENT_BALANCE is an answer "
+                "too, with the open withdrawals that hold the money; it is not kept under the "
+                "key, so that the same request may succeed later. The key is the "
+                "Idempotency-Key, else the `withdrawal_id`."
+            ),
+            request=WithdrawalBody,
+            request_example=_ASKED,
+            answer=Sufficient | Insufficient,
+            answer_example=_SUFFICIENT,
+            errors=refused,
+        ),
+        _reading(
+            "POST",
+            "/withdrawals/check",
+            _checker(clock),
+            summary="What a withdrawal would be answered now; nothing is held",
+            description="As under a key that is free. A moment later the answer may be another.",
+            request=WithdrawalBody,
+            request_example=_ASKED,
+            answer=WouldSuffice | Insufficient,
+            answer_example={k: v for k, v in _SUFFICIENT.items() if k != "withdrawal_id"},
+            errors={**refused, 413: "The body is too large."},
+        ),
+        _reading(
+            "GET",
+            "/withdrawals",
+            _list_withdrawals,
+            summary="A user's open withdrawals, oldest first",
+            answer=WithdrawalsPage,
+            answer_example={"data": [_WITHDRAWAL], "next_cursor": None},
+            parameters={
+                "user_id": "Whose; needed.",
+                "token": "Only those of this token.",
+                **_PAGING,
+            },
+            errors={404: _NO_USER},
+        ),
+        _reading(
+            "GET",
+            "/withdrawals/{id}",
+            _get_withdrawal,
+            summary="One withdrawal, open or not",
+            answer=WithdrawalShown,
+            answer_example={
+                **_WITHDRAWAL,
+                "status": "settled",
+                "ended_at": _LATER,
+                "sequence": 12,
+                **{name: value for name, value in _TRADE.items() if name != "user_id"},
+                "released": "0.1",
+                "shortage": "0",
+            },
+            errors={404: _NO_WITHDRAWAL},
+        ),
+        _command(
+            "POST",
+            "/withdrawals/{id}/cancel",
+            _parse_cancel,
+            _render_cancel,
+            summary="Give back what an open withdrawal holds",
+            description="The body is empty or `{}`.",
+            answer=CancelledShown,
+            answer_example={
+                "withdrawal_id": "w1",
+                "status": "cancelled",
+                "available": "81.807344",
+                "held": "0",
+                "requested_quantity": "7",
+            },
+            errors={404: _NO_WITHDRAWAL, 409: "It has ended, or withdrawals are halted."},
+        ),
+        _reading(
+            "GET",
+            "/users/{user}/balances",
+            _get_balances,
+            summary="What a user has, by token",
+            description=(
+                "As of a moment: every token that the user has today, with what was committed "
+                "by then; 0 where that was before the account."
+            ),
+            answer=BalancesShown,
+            answer_example=_BALANCES,
+            parameters={"as_of": "As committed at this moment (RFC 3339)."},
+            errors={404: _NO_USER},
+        ),
+    ]
+
+
+def _settlement_routes() -> list[Route]:
+    return [
+        _command(
+            "POST",
+            "/settlements",
+            _parse_settlement,
+            _render_settlement,
+            is_hot=True,
+            summary="Book what a trade really sold and bought",
+            description=(
+                "As from Kafka, by the same handler: a fact, booked whatever the user has. It "
+                "settles the withdrawal it names, else the one of exactly the sold quantity, "
+                "else the user's oldest of that token. The key is the `settlement_id`, else the "
+                "Idempotency-Key."
+            ),
+            request=PostedSettlement,
+            request_example=_TRADE,
+            answer=SettlementShown,
+            answer_example=_SETTLED,
+            errors={
+                404: _NO_USER,
+                409: "The withdrawal it names was settled otherwise, or cancelled.",
+            },
+        ),
+        _reading(
+            "GET",
+            "/deficits",
+            _list_deficits,
+            summary="What users owe, because trades sold more than they had",
+            description="In the order in which the accounts were opened.",
+            answer=DeficitsPage,
+            answer_example={
+                "data": [{"user_id": "100", "token": "BTC", "owed": "0.25"}],
+                "next_cursor": None,
+            },
+            parameters={"token": "Only of this token.", **_PAGING},
+        ),
+    ]
+
+
+def _letter_routes() -> list[Route]:
+    return [
+        _reading(
+            "GET",
+            "/dead-letters",
+            _list_letters,
+            summary="Messages that could not be taken, oldest first",
+            answer=LettersPage,
+            answer_example={"data": [_LETTER_LISTED], "next_cursor": None},
+            parameters={
+                "state": "Only `open`, `replayed` or `closed` ones.",
+                "reason": "Only those with this reason.",
+                **_PAGING,
+            },
+        ),
+        _reading(
+            "GET",
+            "/dead-letters/{id}",
+            _get_letter,
+            summary="One dead letter, with its message",
+            description="Key, payload and headers as text, or in base64 where they are not UTF-8.",
+            answer=LetterShown,
+            answer_example=_LETTER,
+            errors={404: _NO_LETTER},
+        ),
+        CommandRoute(
+            face=FACE,
+            method="POST",
+            path="/dead-letters/{id}/replay",
+            prepare=_prepare_replay,
+            render=_render_settlement,
+            documentation=Documentation(
+                summary="Book the settlement of a dead letter after all",
+                description=(
+                    "For when what was wrong has been put right. The letter is closed in the "
+                    "same entry; it stays open if the settlement is refused once more."
+                ),
+                answer=SettlementShown,
+                answer_example=_SETTLED,
+                errors={
+                    400: "The message is still no settlement.",
+                    404: "There is no such dead letter, or no such user.",
+                    409: "It was replayed or closed already, or the withdrawal has ended.",
+                },
+            ),
+        ),
+        _command(
+            "POST",
+            "/dead-letters/{id}/close",
+            _parse_close,
+            _render_close,
+            summary="Close a dead letter without booking it",
+            request=CloseBody,
+            request_example={"note": "booked by hand in entry 17"},
+            answer=LetterClosed,
+            answer_example={"id": "withdrawals-1", "state": "closed"},
+            errors={404: _NO_LETTER, 409: "It was replayed or closed already."},
+        ),
+    ]
+
+
+def _control_routes() -> list[Route]:
+    return [
+        _reading(
+            "GET",
+            "/limits",
+            _get_limits,
+            summary="The limits that count for all users, or those of one",
+            description="A user's own limit goes before the one for all.",
+            answer=LimitsShown,
+            answer_example={"user_id": None, "limits": [_LIMITS]},
+            parameters={"user_id": "The own limits of this user."},
+            errors={404: _NO_USER},
+        ),
+        _command(
+            "PUT",
+            "/limits",
+            _parse_limits,
+            _render_as_is,
+            summary="Set both limits of a token, for one user or for all",
+            description="Of one withdrawal and of a rolling day. Null, or left out: no limit.",
+            request=LimitsBody,
+            request_example=_LIMITS,
+            answer=LimitSet,
+            answer_example={"user_id": None, **_LIMITS},
+            errors={404: _NO_USER},
+        ),
+        _reading(
+            "GET",
+            "/token-modes",
+            _get_modes,
+            summary="What is taken: of everything, and of tokens with a mode of their own",
+            answer=ModesShown,
+            answer_example={"mode": "active", "tokens": {"BTC": "reducing"}},
+        ),
+        _command(
+            "PUT",
+            "/token-modes",
+            _parse_mode,
+            _render_as_is,
+            summary="Set the mode of a token, or of everything",
+            description=(
+                "`active`: all is taken. `reducing`: no new withdrawals. `halted`: no "
+                "cancellations either. Settlements are facts and always booked. The stricter "
+                "of the token's mode and the general one counts."
+            ),
+            request=ModeBody,
+            request_example={"token": "BTC", "mode": "reducing"},
+            answer=ModeSet,
+            answer_example={"token": "BTC", "mode": "reducing"},
+        ),
+    ]
