@@ -42,6 +42,14 @@ class Asker:
         found = _BATCH_METRIC.findall(text) if status == 200 else []
         return {kind: float(value) for family, kind, value in found if b"second" not in family}
 
+    def cache(self) -> tuple[int, int] | None:
+        """Return the cache's hits and misses so far; None if they are closed to us."""
+        status, body = self.ask("GET", "/cache")
+        if status != 200:
+            return None
+        figures = msgspec.json.decode(body)
+        return figures["hits"], figures["misses"]
+
     def verify(self) -> bool:
         """Have the server verify its book, and wait for its report."""
         status, _ = self.ask("POST", "/v1/verify")

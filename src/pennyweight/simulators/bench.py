@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pennyweight.simulators.asking import Asker, mean_batch
 from pennyweight.simulators.crew import Report, Worker
+from pennyweight.simulators.deskbench import DESK, run_desk, run_withdrawals_elsewhere
 from pennyweight.simulators.figures import Figures, Growth, Setting, Spent, figures_of, middle_of
 from pennyweight.simulators.inprocess import fill, open_book
 from pennyweight.simulators.jobs import FacadeJob, InProcessJob, LoadJob
@@ -17,7 +18,7 @@ from pennyweight.simulators.sampling import Skew
 from pennyweight.simulators.server import Server, verify
 from pennyweight.simulators.workloads import WORKLOADS, Target
 
-SCENARIOS = (*WORKLOADS, "in-process", "facade")
+SCENARIOS = (*WORKLOADS, *DESK, "in-process", "facade")
 KEY_KINDS = ("random", "ordered")
 
 
@@ -37,6 +38,11 @@ def check(setting: Setting) -> None:
         and setting.scenario != "transfers",
         "a book is filled before a server of our own only": is_filled
         and setting.address is not None,
+        "a running server can be measured with transfers, payments, bets and withdrawals, the "
+        "latter not by Kafka": setting.address is not None
+        and (setting.scenario == "settlements" or setting.settle == "kafka"),
+        "at least one message, and a rate of settlements above 0": setting.messages < 1
+        or setting.settle_rate <= 0,
         "a filled book needs as many accounts as there are users": is_filled
         and setting.preload_accounts < setting.users,
     }
@@ -53,13 +59,20 @@ def run_many(setting: Setting, count: int, report: Report) -> Figures:
 
 
 def run(setting: Setting, report: Report) -> Figures:
-    """Measure as the setting says. Raises ValueError, WorkerFailed, ServerFailed, OSError."""
+    """Measure as the setting says.
+
+    Raises ValueError, WorkerFailed, ServerFailed, NotSettled, ExtraMissing, OSError.
+    """
     check(setting)
     if setting.address is not None and setting.scenario in WORKLOADS:
         return _run_elsewhere(setting, setting.address, report)
     if setting.scenario == "facade":
         return _run_facade(setting, report)
+    if setting.address is not None and setting.scenario == "withdrawals":
+        return run_withdrawals_elsewhere(setting, setting.address, report)
     with _scratch(setting.directory) as directory:
+        if setting.scenario in DESK:
+            return run_desk(setting, directory, report)
         if setting.scenario == "in-process":
             return _run_in_process(setting, directory, report)
         return _run_served(setting, directory, report)

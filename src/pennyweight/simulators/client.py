@@ -20,6 +20,8 @@ from pennyweight.simulators.pacing import Pacer
 SECOND = 1_000_000_000
 _CHUNK = 65_536
 _NAP = 0.25
+_BESIDE = 5_000_000
+"""Nanoseconds that whatever is done beside the load waits at most."""
 
 
 class Poller:
@@ -71,13 +73,14 @@ class Poller:
 class Link:
     """A connection with its own stream of requests and the one that is under way."""
 
-    __slots__ = ("is_busy", "receive", "rest", "send", "sent_at", "socket", "stream")
+    __slots__ = ("is_apart", "is_busy", "receive", "rest", "send", "sent_at", "socket", "stream")
 
     def __init__(self, address: tuple[str, int], stream: Iterator[bytes]) -> None:
         """Connect. Raises OSError."""
         self.stream = stream
         self.rest = b""
         self.sent_at = 0
+        self.is_apart = False
         self.is_busy = False
         self.connect(address)
 
@@ -135,7 +138,8 @@ class Client:
     """Drives connections against a server. `expected` must be in each good answer's bytes.
 
     Time is in nanoseconds; `histogram` has only what was sent after `measure_from` and
-    answered before `measure_until`.
+    answered before `measure_until`. Of that, `apart` has the requests that begin with the
+    bytes `apart_prefix`.
     """
 
     def __init__(
@@ -144,11 +148,13 @@ class Client:
         streams: Sequence[Iterator[bytes]],
         *,
         expected: bytes = b"",
+        apart_prefix: bytes = b"",
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         """One connection for each stream. Raises OSError if the server is not there."""
         self.tally = Tally()
         self.histogram = Histogram()
+        self.apart = Histogram()
         self.pacer: Pacer | None = None
         self.answered = 0
         self.dropped = 0
@@ -156,6 +162,8 @@ class Client:
         """How long to wait for answers when nothing more is sent."""
         self._address = address
         self._expected = expected
+        self._apart_prefix = apart_prefix
+        self._beside: Callable[[int], None] | None = None
         self._clock = clock
         self._poller = Poller()
         self._links: dict[int, Link] = {}
@@ -174,11 +182,14 @@ class Client:
         warm_up: float = 0.0,
         rate: float | None = None,
         report: Callable[[int], None] | None = None,
+        beside: Callable[[int], None] | None = None,
     ) -> float:
         """Load the server, closed loop, or open loop at a rate; return the seconds measured.
 
-        Afterwards what is under way is waited for, but not measured.
+        Afterwards what is under way is waited for, but not measured. `beside` is called
+        with the time, again and again, at least every few milliseconds.
         """
+        self._beside = beside
         start = self._clock()
         self._measure_from = start + int(warm_up * SECOND)
         end = self._measure_until = self._measure_from + int(seconds * SECOND)
@@ -190,6 +201,8 @@ class Client:
             self._send(now)
             self._receive(self._patience(now, end), again=self.pacer is None)
             now = self._clock()
+            if beside is not None:
+                beside(now)
             if report is not None and now >= next_report:
                 next_report += SECOND
                 report(self.answered)
@@ -225,6 +238,8 @@ class Client:
         until = min(end, now + SECOND // 4)
         if self.pacer is not None and self._idle:
             until = min(until, self.pacer.next_at)
+        if self._beside is not None:
+            until = min(until, now + _BESIDE)
         return max(0, until - now) / SECOND
 
     def _send(self, now: int) -> None:
@@ -242,6 +257,7 @@ class Client:
             link.is_busy = False
             return
         link.sent_at = at
+        link.is_apart = request.startswith(self._apart_prefix)
         link.is_busy = True
         try:
             if link.send(request) != len(request):
@@ -252,6 +268,7 @@ class Client:
     def _receive(self, seconds: float, *, again: bool) -> int:
         """Take answers; with `again` send the next request at once. Return how many came."""
         clock, links, record = self._clock, self._links, self.histogram.record
+        is_parted = bool(self._apart_prefix)
         measure_from, measure_until = self._measure_from, self._measure_until
         came = 0
         is_exact = self.pacer is not None
@@ -275,6 +292,8 @@ class Client:
             came += 1
             if link.sent_at >= measure_from and now <= measure_until:
                 record(now - link.sent_at)
+                if is_parted and link.is_apart:
+                    self.apart.record(now - link.sent_at)
             self._count(data)
             if again:
                 self._send_next(link, now)

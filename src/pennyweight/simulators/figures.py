@@ -7,6 +7,7 @@ import msgspec
 
 from pennyweight.simulators.jobs import Row
 from pennyweight.simulators.machine import Usage, median_microseconds
+from pennyweight.simulators.withdrawing import Settle
 
 DURABLE = "WAL, synchronous=FULL"
 _MEBIBYTE = 1 << 20
@@ -18,7 +19,9 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
     `keys` are `random`, `ordered`, or for `in-process` `both`. `preload_*` fill our own
     book before. `rate` makes the loop an open one. `directory` is where the book's own
-    temporary directory is made.
+    temporary directory is made. For withdrawals and settlements: `users_in_memory` is the
+    server's bound, `settle` how withdrawals end, `settle_rate` messages a second by Kafka,
+    `messages` the settlements of each case.
     """
 
     scenario: str
@@ -37,6 +40,11 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     threads: tuple[int, ...] = (1, 8)
     seed: int = 1
     directory: Path | None = None
+    users_in_memory: int = 300
+    settle: Settle = "http"
+    settle_rate: float = 5_000
+    messages: int = 20_000
+    is_in_process: bool = False
 
 
 class Growth(msgspec.Struct, frozen=True):
@@ -90,6 +98,7 @@ class Figures(msgspec.Struct, kw_only=True):
     durability: str
     verified: bool
     first_wrong: object = None
+    cache_hit_ratio: float | None = None
     rows: list[Row] = []
     runs: list[float] = []
     variation_percent: float | None = None
@@ -150,6 +159,7 @@ def figures_of(
         durability=durability,
         verified=verified,
         first_wrong=first_wrong,
+        cache_hit_ratio=top.cache_hit_ratio,
         rows=rows,
     )
 

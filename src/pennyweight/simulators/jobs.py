@@ -4,11 +4,16 @@ import msgspec
 
 from pennyweight.simulators.client import Tally
 from pennyweight.simulators.histogram import Histogram
+from pennyweight.simulators.withdrawing import Settle
 from pennyweight.simulators.workloads import Target
 
 
 class LoadJob(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
-    """Load a server by HTTP. Without a `rate` each connection sends as fast as it is answered."""
+    """Load a server by HTTP. Without a `rate` each connection sends as fast as it is answered.
+
+    Withdrawals end as `settle` says; by `kafka`, `settle_rate` messages a second go to
+    `brokers`, of which `held` were made before.
+    """
 
     scenario: str
     target: Target
@@ -17,6 +22,10 @@ class LoadJob(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     warm_up_seconds: float
     rate: float | None = None
     is_funded: bool = False
+    settle: Settle = "http"
+    settle_rate: float = 0.0
+    brokers: str = ""
+    held: int = 0
 
 
 class InProcessJob(msgspec.Struct, frozen=True, kw_only=True, tag="in-process"):
@@ -41,14 +50,32 @@ class FacadeJob(msgspec.Struct, frozen=True, kw_only=True, tag="facade"):
     seed: int
 
 
-Job = LoadJob | InProcessJob | FacadeJob
+class DeskJob(msgspec.Struct, frozen=True, kw_only=True, tag="desk"):
+    """Execute withdrawals or settlements on a durable book in the worker's own process.
+
+    The book gets the generated population first. `messages` are settled in each case.
+    """
+
+    scenario: str
+    directory: str
+    batches: tuple[int, ...]
+    users: int
+    users_in_memory: int
+    skew: str
+    keys: str
+    seconds: float
+    messages: int
+    seed: int
+
+
+Job = LoadJob | InProcessJob | FacadeJob | DeskJob
 
 
 class Row(msgspec.Struct, kw_only=True):
     """One measured case. Latencies are of requests, or of whole batches where there are batches.
 
     `dropped` were due in an open loop and never sent. `cpu_us` is the worker's own
-    processor time for each request.
+    processor time for each request. `sent` are messages to Kafka beside the requests.
     """
 
     case: str
@@ -63,6 +90,8 @@ class Row(msgspec.Struct, kw_only=True):
     dropped: int = 0
     statuses: dict[str, int] = {}
     cpu_us: float = 0.0
+    cache_hit_ratio: float | None = None
+    sent: int = 0
     is_correct: bool = True
     """False when the worker saw for itself that money went missing."""
 

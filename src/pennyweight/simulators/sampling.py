@@ -7,9 +7,9 @@ from itertools import accumulate
 
 
 class Skew:
-    """How evenly accounts are chosen: `uniform`, `zipf:S` (S > 0), or `hot`.
+    """How evenly accounts are chosen: `uniform`, `zipf:S` (S > 0), `hot` or `scan`.
 
-    Hot means that everybody pays account 0.
+    Hot means that everybody pays account 0, scan that all take turns, one after the other.
     """
 
     def __init__(self, text: str) -> None:
@@ -17,12 +17,13 @@ class Skew:
         self.text = text
         self.exponent = 0.0
         self.is_hot = text == "hot"
+        self.is_scan = text == "scan"
         if text.startswith("zipf:"):
             self.exponent = float(text.removeprefix("zipf:"))
             if not 0 < self.exponent < 10:
                 raise ValueError("zipf needs an exponent above 0 and below 10, as in zipf:1.1")
-        elif text not in {"uniform", "hot"}:
-            raise ValueError(f"skew is uniform, zipf:S or hot, not {text!r}")
+        elif text not in {"uniform", "hot", "scan"}:
+            raise ValueError(f"skew is uniform, zipf:S, hot or scan, not {text!r}")
 
 
 def zipf_weights(count: int, exponent: float) -> list[float]:
@@ -35,6 +36,8 @@ def pick(draw: random.Random, skew: Skew, count: int, how_many: int) -> list[int
     if skew.exponent:
         weights = zipf_weights(count, skew.exponent)
         return draw.choices(range(count), cum_weights=weights, k=how_many)
+    if skew.is_scan:
+        return [turn % count for turn in range(how_many)]
     return draw.choices(range(count), k=how_many)
 
 

@@ -8,12 +8,23 @@ import gc
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from pennyweight.simulators.asking import Asker
 from pennyweight.simulators.client import Client
-from pennyweight.simulators.jobs import FacadeJob, InProcessJob, Job, Line, LoadJob, Row, row_of
+from pennyweight.simulators.jobs import (
+    DeskJob,
+    FacadeJob,
+    InProcessJob,
+    Job,
+    Line,
+    LoadJob,
+    Row,
+    row_of,
+)
+from pennyweight.simulators.withdrawing import Withdrawals, reserve
 from pennyweight.simulators.workloads import WORKLOADS, Workload
 
 _FUNDING_CONNECTIONS = 32
@@ -52,11 +63,17 @@ def wait_for_go() -> None:
 
 def _do(job: Job) -> list[Row]:
     if isinstance(job, LoadJob):
-        return [load(job)]
+        if job.scenario == "withdrawals":
+            return withdraw(job)
+        return [load(job, WORKLOADS[job.scenario](job.target))[0]]
     if isinstance(job, InProcessJob):
         from pennyweight.simulators.inprocess import run_batches  # noqa: PLC0415 - see facade
 
         return run_batches(job, wait_for_go, report)
+    if isinstance(job, DeskJob):
+        from pennyweight.simulators.deskwork import run_desk  # noqa: PLC0415 - see facade
+
+        return run_desk(job, wait_for_go, report)
     if isinstance(job, FacadeJob):
         from pennyweight.simulators.facade import run_facade  # noqa: PLC0415 - loads the roof
 
@@ -64,23 +81,30 @@ def _do(job: Job) -> list[Row]:
     raise TypeError(job)
 
 
-def load(job: LoadJob) -> Row:
-    """Fund the accounts, then load the server."""
+def load(
+    job: LoadJob,
+    workload: Workload,
+    *,
+    apart_prefix: bytes = b"",
+    beside: Callable[[int], None] | None = None,
+) -> tuple[Row, Client]:
+    """Fund the accounts, then load the server; return what came out, and the client."""
     address = (job.target.host, job.target.port)
-    workload = WORKLOADS[job.scenario](job.target)
     if not job.is_funded:
         fund(address, workload)
     workload.learn(Asker(address, job.target.token).get)
     streams = [workload.stream() for _ in range(job.connections)]
-    client = Client(address, streams, expected=workload.expected)
+    client = Client(address, streams, expected=workload.expected, apart_prefix=apart_prefix)
     wait_for_go()
     gc.disable()  # the client makes no cycles, and a collection would look like a slow server
     cpu = time.process_time()
-    seconds = client.run(job.seconds, warm_up=job.warm_up_seconds, rate=job.rate, report=report)
+    seconds = client.run(
+        job.seconds, warm_up=job.warm_up_seconds, rate=job.rate, report=report, beside=beside
+    )
     cpu = time.process_time() - cpu
     client.close()
     done = client.histogram.count
-    return row_of(
+    row = row_of(
         job.scenario,
         client.histogram,
         requests=done,
@@ -89,6 +113,32 @@ def load(job: LoadJob) -> Row:
         tally=client.tally,
         dropped=client.dropped,
     )
+    return row, client
+
+
+def withdraw(job: LoadJob) -> list[Row]:
+    """Load a server with withdrawals, and see to it that they end as the job says."""
+    workload = Withdrawals(job.target, job.settle)
+    if job.settle == "http":
+        row, client = load(job, workload, apart_prefix=workload.apart)
+        row.case = "withdrawals and settlements"
+        alone = row_of(
+            "of these the withdrawals",
+            client.apart,
+            requests=client.apart.count,
+            seconds=row.seconds,
+            cpu_seconds=row.cpu_us * client.apart.count / 1e6,
+        )
+        return [row, alone]
+    if job.settle == "none":
+        return [load(job, workload)[0]]
+    from pennyweight.simulators.flow import Flow  # noqa: PLC0415 - loads the Kafka client
+
+    held = reserve(job.target.users, job.target.seed, job.held)
+    flow = Flow(job.brokers, job.settle_rate, workload.accepted, held)
+    row, _ = load(job, workload, beside=flow)
+    row.sent = flow.finish()
+    return [row]
 
 
 def fund(address: tuple[str, int], workload: Workload) -> None:

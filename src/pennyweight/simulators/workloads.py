@@ -52,7 +52,7 @@ class Workload(Protocol):
         """Yield requests without end; keys and choices are shared by all streams."""
 
 
-class _Base:
+class Base:
     """What all workloads share: headers, seeded choices."""
 
     def __init__(self, target: Target) -> None:
@@ -83,7 +83,7 @@ class _Base:
         return self.head("POST", path, length=len(body)) + body
 
 
-class Transfers(_Base):
+class Transfers(Base):
     """`POST /v1/transfers`: one cent between two users' USD accounts, each under its own key."""
 
     expected = b'"sequence"'
@@ -123,7 +123,7 @@ class Transfers(_Base):
             yield template % (key_number, payer, payee)
 
 
-class Payments(_Base):
+class Payments(Base):
     """`POST /payments` between payments accounts of one currency, each under its own key."""
 
     expected = b'"OperationTimestamp"'
@@ -158,7 +158,7 @@ class Payments(_Base):
             yield template % (key_number, accounts[payer], accounts[payee])
 
 
-class Bets(_Base):
+class Bets(Base):
     """`POST /transaction/bet` and `/transaction/win` in turn: a win gives back the bet before it."""
 
     expected = b'"RS_OK"'

@@ -1,0 +1,157 @@
+"""What the benchmarks of speed share: one measurement, its progress, its table, its JSON."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pennyweight.delivery.cli.shared import UserError
+from pennyweight.links.kafka import ExtraMissing, LinkError
+from pennyweight.simulators.bench import run_many
+from pennyweight.simulators.crew import Report, WorkerFailed
+from pennyweight.simulators.deskbench import NotSettled
+from pennyweight.simulators.figures import Figures, Setting
+from pennyweight.simulators.server import ServerFailed
+
+JsonFile = Annotated[
+    Path | None,
+    Parameter(help="Write the figures to this file too; - is stdout.", allow_leading_hyphen=True),
+]
+Directory = Annotated[
+    Path | None, Parameter(help="Where the temporary book goes: the disk to measure.")
+]
+Runs = Annotated[int, Parameter(help="Measure so often; the run in the middle is shown.")]
+Connections = Annotated[int, Parameter(help="One request is under way on each.")]
+Seconds = Annotated[float, Parameter(help="How long to measure each case.")]
+WarmUp = Annotated[float, Parameter(help="Seconds of load before measuring.")]
+Rate = Annotated[
+    float | None,
+    Parameter(help="Open loop: so many requests a second, whatever the server does."),
+]
+Address = Annotated[str | None, Parameter(help="A running server instead of one of our own.")]
+Token = Annotated[str, Parameter(help="Its API key, if it wants one.")]
+Batch = Annotated[
+    tuple[int, ...],
+    Parameter(help="In-process: commands in a batch.", consume_multiple=True, negative=()),
+]
+
+
+def measure(setting: Setting, runs: int, json: Path | None) -> int:
+    """Measure, show the figures, and return the exit code. Raises UserError."""
+    try:
+        with _progress(setting.scenario) as report:
+            figures = run_many(setting, runs, report)
+    except ValueError as error:
+        raise UserError(str(error), code=2) from None
+    except (WorkerFailed, ServerFailed, NotSettled, LinkError, ExtraMissing) as error:
+        raise UserError(str(error)) from None
+    if json is None or str(json) != "-":
+        _show(figures)
+    if json is not None:
+        _write(figures, json)
+    return 0 if figures.verified else 1
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Read http://host:port or host:port. Raises UserError."""
+    wrong = UserError(f"an address is like http://127.0.0.1:8080, not {address!r}", code=2)
+    try:
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        host, port = parts.hostname, parts.port or 80
+    except ValueError:
+        raise wrong from None
+    if not host or parts.scheme not in {"", "http"}:
+        raise wrong
+    return host, port
+
+
+@contextmanager
+def _progress(scenario: str) -> Iterator[Report]:
+    """Show a bar on stderr, if somebody is watching."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _share: None
+        return
+    with Progress(
+        TextColumn(scenario),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+def _write(figures: Figures, file: Path) -> None:
+    text = msgspec.json.format(msgspec.json.encode(figures)).decode() + "\n"
+    if str(file) == "-":
+        print(text, end="")
+    else:
+        file.write_text(text)
+
+
+def _show(figures: Figures) -> None:
+    """Print the cases as a table, and what belongs beside them."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    table = Table()
+    table.add_column("case", no_wrap=True)
+    for name in ("requests/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "errors", "CPU µs"):
+        table.add_column(name, justify="right")
+    for row in figures.rows:
+        table.add_row(
+            row.case,
+            f"{row.requests_per_second:,.0f}".replace(",", " "),
+            *(
+                f"{latency:.2f}" if row.max_ms else "-"
+                for latency in (row.p50_ms, row.p99_ms, row.p999_ms, row.max_ms)
+            ),
+            str(row.errors),
+            f"{row.cpu_us:.1f}",
+        )
+    console.print(table)
+    for name, value in _beside(figures):
+        console.print(f"{name:<26} {value}")
+    if not figures.verified:
+        console.print(f"first wrong: {figures.first_wrong}", markup=False)
+
+
+def _memory_before(figures: Figures) -> str:
+    before = f"{figures.rss_start_mb} before the load"
+    return before if figures.rss_middle_mb is None else f"{before}, {figures.rss_middle_mb} halfway"
+
+
+def _beside(figures: Figures) -> Iterator[tuple[str, str]]:
+    """Yield what is known beside the cases, with its unit."""
+    known = (
+        ("durability", figures.durability, ""),
+        ("mean batch", figures.mean_batch, " commands"),
+        ("users found in memory", figures.cache_hit_ratio, " of withdrawals"),
+        ("disk's own fdatasync, p50", figures.fdatasync_p50_us, " µs"),
+        ("server's memory", figures.rss_mb, f" MiB, {_memory_before(figures)}"),
+        ("server's CPU per command", figures.server_cpu_us, " µs"),
+        ("book's growth per command", figures.bytes_per_transfer, " bytes"),
+        ("written per command", figures.written_bytes_per_transfer, " bytes"),
+        ("taken by the host's others", figures.stolen_percent, " % of the processors"),
+        ("never sent (open loop)", figures.dropped or None, ""),
+    )
+    for name, value, unit in known:
+        if value is not None:
+            yield name, f"{value}{unit}"
+    if len(figures.runs) > 1:
+        rates = ", ".join(f"{rate:.0f}" for rate in figures.runs)
+        yield "requests/s of all runs", f"{rates}; variation {figures.variation_percent} %"
+    for row in figures.rows:
+        if row.errors:
+            yield f"statuses of {row.case}", ", ".join(f"{k}: {v}" for k, v in row.statuses.items())
+    yield "verified", "yes" if figures.verified else "NO"
