@@ -181,6 +181,14 @@ def _with(all_limits: dict[str, Limits], token: str, limits: Limits) -> dict[str
 # ── what withdrawals ask ──────────────────────────────────────────────────────────
 
 
+def is_controlled(draft: Draft, user: str, holder: str) -> bool:
+    """Whether the desk has ever set anything that may stand against a user's withdrawals."""
+    return (
+        draft.record(CONTROLS, "all", holder=DESK) is not None
+        or draft.record(USER, user, holder=holder) is not None
+    )
+
+
 def check_mode(draft: Draft, token: str, *, is_new: bool) -> None:
     """Refuse what the modes do not allow: a new withdrawal, or the cancellation of one.
 
