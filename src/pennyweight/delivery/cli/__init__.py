@@ -21,7 +21,7 @@ _VERBS = (
     ("import", "journal:import_book", "Rebuild a book from an export."),
     ("keys", "keys:app", "Create, list and revoke API keys."),
     ("config", "settings:config", "Print the configuration in effect."),
-    ("bench", "bench:bench", "Measure speed, then verify the book."),
+    ("bench", "bench:app", "Measure speed, then verify the book."),
     ("simulate", "simulate:app", "Generate users and traffic."),
     ("version", "settings:version", "Print the version."),
 )

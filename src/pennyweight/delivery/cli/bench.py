@@ -8,20 +8,25 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pennyweight.delivery.cli.bench_cache import cache
 from pennyweight.delivery.cli.shared import UserError
 from pennyweight.simulators.bench import run_many
 from pennyweight.simulators.crew import Report, WorkerFailed
 from pennyweight.simulators.figures import Figures, Setting
 from pennyweight.simulators.server import ServerFailed
 
+app = App(name="bench", help="Measure speed, then verify the book.", result_action="return_value")
+app.command(cache)
+
 Scenario = Literal["transfers", "payments", "bets", "in-process", "facade"]
 
 
+@app.default
 def bench(
     scenario: Annotated[Scenario, Parameter(help="What to measure.")] = "transfers",
     /,
