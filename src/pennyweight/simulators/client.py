@@ -135,7 +135,7 @@ def answer_size(data: bytes) -> int:
 
 
 class Client:
-    """Drives connections against a server. `expected` must be in each good answer's bytes.
+    """Drives connections against a server. `expected` or `also` must be in each good answer's bytes.
 
     Time is in nanoseconds; `histogram` has only what was sent after `measure_from` and
     answered before `measure_until`. Of that, `apart` has the requests that begin with the
@@ -148,6 +148,7 @@ class Client:
         streams: Sequence[Iterator[bytes]],
         *,
         expected: bytes = b"",
+        also: bytes = b"",
         apart_prefix: bytes = b"",
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
@@ -162,6 +163,7 @@ class Client:
         """How long to wait for answers when nothing more is sent."""
         self._address = address
         self._expected = expected
+        self._also = also
         self._apart_prefix = apart_prefix
         self._beside: Callable[[int], None] | None = None
         self._clock = clock
@@ -309,7 +311,7 @@ class Client:
         code = data[9:12]
         tally.codes[code] = tally.codes.get(code, 0) + 1
         if code[:1] == b"2":
-            if self._expected in data:
+            if self._expected in data or (self._also and self._also in data):
                 tally.good += 1
             else:
                 tally.refused += 1

@@ -325,7 +325,9 @@ def _fill(
 
 def _serve(setting: Setting, book: Path, broker: str) -> Server:
     """Start a server with the bound on users, and the broker if there is one."""
-    options = ["--users-in-memory", str(setting.users_in_memory)]
+    config = book.with_name(f"{book.name}.toml")
+    config.write_text(f"[cache]\nusers_max = {setting.users_in_memory}\n")
+    options = ["--config", str(config)]
     if broker:
         options += ["--kafka", broker]
     return Server(book, log=book.with_name(f"{book.name}.log"), options=options)

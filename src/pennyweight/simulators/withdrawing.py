@@ -108,6 +108,7 @@ class Withdrawals(Base):
     """`POST /withdrawals` under an id of its own, each followed by its settlement if so chosen."""
 
     expected = b'"SUFFICIENT_BALANCE"'
+    settled = b'"result":"settled"'
     apart = b"POST /withdrawals "
 
     def __init__(self, target: Target, settle: Settle = "http") -> None:

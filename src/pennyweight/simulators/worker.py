@@ -85,6 +85,7 @@ def load(
     job: LoadJob,
     workload: Workload,
     *,
+    also: bytes = b"",
     apart_prefix: bytes = b"",
     beside: Callable[[int], None] | None = None,
 ) -> tuple[Row, Client]:
@@ -94,7 +95,9 @@ def load(
         fund(address, workload)
     workload.learn(Asker(address, job.target.token).get)
     streams = [workload.stream() for _ in range(job.connections)]
-    client = Client(address, streams, expected=workload.expected, apart_prefix=apart_prefix)
+    client = Client(
+        address, streams, expected=workload.expected, also=also, apart_prefix=apart_prefix
+    )
     wait_for_go()
     gc.disable()  # the client makes no cycles, and a collection would look like a slow server
     cpu = time.process_time()
@@ -120,7 +123,7 @@ def withdraw(job: LoadJob) -> list[Row]:
     """Load a server with withdrawals, and see to it that they end as the job says."""
     workload = Withdrawals(job.target, job.settle)
     if job.settle == "http":
-        row, client = load(job, workload, apart_prefix=workload.apart)
+        row, client = load(job, workload, also=workload.settled, apart_prefix=workload.apart)
         row.case = "withdrawals and settlements"
         alone = row_of(
             "of these the withdrawals",
