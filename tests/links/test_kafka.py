@@ -194,22 +194,29 @@ def test_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.heavy
-def test_topic_made_again_is_another_stream(real_broker: RealBroker) -> None:
-    real_broker.create_topic("again", 1)
+@pytest.mark.parametrize("is_noticed_gone", [True, False])
+def test_topic_made_again_is_another_stream(real_broker: RealBroker, is_noticed_gone: bool) -> None:
+    """Its messages are never read under the old stream's name, at the old offset."""
+    wait_for(lambda: _is_created(real_broker, "again"))
     send(real_broker.address, "again", numbered(3))
     first = Group(real_broker, "again")
     first.read(3)
     real_broker.delete_topic("again")
-    with pytest.raises(LinkError, match="again: "):
-        wait_for(lambda: first.consumer.consume(1, 0.1))
+    if is_noticed_gone:
+        with pytest.raises(LinkError, match="again: "):
+            wait_for(lambda: first.consumer.consume(1, 0.1), seconds=90)
     wait_for(lambda: _is_created(real_broker, "again"))
-    first.consumer.close()
     send(real_broker.address, "again", numbered(5))
+    if not is_noticed_gone:
+        with pytest.raises(LinkError, match="again: it was made again"):
+            wait_for(lambda: first.consumer.consume(1, 0.1))
+    first.consumer.close()
     positions = {first.streams[0]: 3}
     second = Group(real_broker, "again", positions)
     assert [message.offset() for message in second.read(5)] == [0, 1, 2, 3, 4]
     assert second.streams[0] != first.streams[0]
     second.consumer.close()
+    real_broker.delete_topic("again")
 
 
 def _is_created(broker: RealBroker, topic: str) -> bool:

@@ -20,6 +20,9 @@ PROBE_SECONDS = 3.0
 """After so long without a sign of life the broker is asked for one."""
 
 _PROBE_TIMEOUT_SECONDS = 1.0
+_SILENCE_SECONDS = 0.05
+"""No topic is deleted, made again and written to in so short a time."""
+
 _MOCK_CLUSTER = "mockCluster"
 """How the client's own mock broker names itself; it knows no ids of topics."""
 
@@ -93,7 +96,7 @@ class _Link:
             "log_level": 0,
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 1_000,
-            "topic.metadata.refresh.interval.ms": 30_000,
+            "topic.metadata.refresh.interval.ms": 10_000,
             **options,
         }
 
@@ -156,11 +159,19 @@ class Consumer(_Link):
         named for certain must not be read, or it would be read from its beginning again.
         """
         super().__init__(brokers, topics[0])
+        from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - see `client`
+
         self._topics = tuple(topics)
         self._position_of = position_of
         self._on_gain = on_gain
         self._on_loss = on_loss
         self._options = options or {}
+        settings = self._settings(self._options)
+        del settings["error_cb"]  # its results tell what went wrong; it makes no status
+        self._admin = AdminClient(settings)
+        self._has_ids = False
+        self._is_silent = True
+        self._sure_at = self._asked_at = 0.0
         self._names = self._identify()
         self._consumer = self._kafka.Consumer(
             {
@@ -185,19 +196,25 @@ class Consumer(_Link):
     def consume(self, limit: int, timeout_seconds: float) -> list[Received]:
         """Return what has come, waiting for `limit` messages at most so long.
 
-        Raises LinkError when a topic is gone: its name may soon mean another one, so the
-        caller must close this consumer and make a new one.
+        Raises LinkError when a topic is gone or may not be read, and when it was made again:
+        what was received then is not returned. The caller must close this consumer and make
+        a new one, which finds out what the topic's streams are called now.
         """
+        if time.monotonic() - self._asked_at > _SILENCE_SECONDS:
+            self._is_silent = True
         try:
             found = self._consumer.consume(min(limit, BATCH), timeout_seconds)
         except self._kafka.KafkaException as error:
             raise LinkError(_sentence(error.args[0])) from error
+        self._asked_at = time.monotonic()
         messages = [message for message in found if message.error() is None]
         if len(messages) < len(found):
             self._look_at_errors(found)
         if messages:
+            self._make_sure()
             self._is_alive()
         else:
+            self._is_silent = True
             self._probe(self._consumer)
         return messages
 
@@ -251,31 +268,58 @@ class Consumer(_Link):
         By id first: a topic that was deleted and made again is another one. A book that
         has read it by name, from a broker that gave no ids yet, goes on by name.
         """
-        from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - see `client`
-
-        kafka = self._kafka
-        admin = AdminClient(self._settings(self._options))
         try:
             # The mock makes a topic when it is asked about; real brokers say that there is none.
-            found = [admin.list_topics(topic, timeout=2.0) for topic in self._topics]
-            for topic, metadata in zip(self._topics, found, strict=True):
-                if metadata.topics[topic].error is not None:
-                    raise LinkError(f"topic {topic}: {_sentence(metadata.topics[topic].error)}")
-            cluster: str | None = found[0].cluster_id
-            if cluster is None:
-                raise LinkError(f"{self._brokers}: it does not say which cluster it is")
-            if cluster.startswith(_MOCK_CLUSTER):
-                return {topic: [f"{cluster}/{topic}"] for topic in self._topics}
-            wanted = kafka.TopicCollection(list(self._topics))
-            described = admin.describe_topics(wanted, request_timeout=3.0)
-            return {
-                topic: [f"{cluster}/{name}" for name in _ids(future.result(5.0), topic)]
-                for topic, future in described.items()
-            }
+            found = [self._admin.list_topics(topic, timeout=2.0) for topic in self._topics]
+        except self._kafka.KafkaException as error:
+            raise LinkError(f"{self._brokers}: {_sentence(error.args[0])}") from error
+        for topic, metadata in zip(self._topics, found, strict=True):
+            if metadata.topics[topic].error is not None:
+                raise LinkError(f"topic {topic}: {_sentence(metadata.topics[topic].error)}")
+        cluster: str | None = found[0].cluster_id
+        if cluster is None:
+            raise LinkError(f"{self._brokers}: it does not say which cluster it is")
+        self._has_ids = not cluster.startswith(_MOCK_CLUSTER)
+        ids = self._ids() if self._has_ids else {}
+        self._has_ids = bool(ids)
+        return {
+            topic: [f"{cluster}/{name}" for name in (ids.get(topic), topic) if name]
+            for topic in self._topics
+        }
+
+    def _ids(self) -> dict[str, str]:
+        """Return the ids of the topics that have one. Raises LinkError."""
+        kafka = self._kafka
+        wanted = kafka.TopicCollection(list(self._topics))
+        described = self._admin.describe_topics(wanted, request_timeout=3.0)
+        try:
+            given = {topic: future.result(5.0).topic_id for topic, future in described.items()}
         except kafka.KafkaException as error:
             raise LinkError(f"{self._brokers}: {_sentence(error.args[0])}") from error
         except TimeoutError:
             raise LinkError(f"{self._brokers}: no description of the topics") from None
+        return {
+            topic: str(number).translate(_URL_SAFE)
+            for topic, number in given.items()
+            if number is not None and str(number) != _NO_ID
+        }
+
+    def _make_sure(self) -> None:
+        """Look whether messages that came after a silence are of the same topics still.
+
+        The client goes on at the old offset of a topic that was made again, and does not
+        say so. While one is deleted and made, nothing is received; so it is enough to look
+        after silences, and now and then. Raises LinkError.
+        """
+        now = time.monotonic()
+        if not self._has_ids or (not self._is_silent and now - self._sure_at < PROBE_SECONDS):
+            return
+        ids = self._ids()
+        for topic, (name, *_) in self._names.items():
+            if name.rpartition("/")[2] != ids.get(topic, topic):
+                raise LinkError(f"topic {topic}: it was made again")
+        self._is_silent = False
+        self._sure_at = now
 
     def _gain(self, consumer: Any, partitions: list[Any]) -> None:
         for place in partitions:
@@ -304,10 +348,16 @@ class Consumer(_Link):
 
     def _look_at_errors(self, found: Sequence[Any]) -> None:
         codes = self._kafka.KafkaError
-        gone = {codes.UNKNOWN_TOPIC_OR_PART, codes.UNKNOWN_TOPIC_ID, codes.INCONSISTENT_TOPIC_ID}
+        ends = {
+            codes.UNKNOWN_TOPIC_OR_PART,
+            codes.UNKNOWN_TOPIC_ID,
+            codes.INCONSISTENT_TOPIC_ID,
+            codes.TOPIC_AUTHORIZATION_FAILED,
+            codes.GROUP_AUTHORIZATION_FAILED,
+        }
         for message in found:
             error = message.error()
-            if error is not None and (error.fatal() or error.code() in gone):
+            if error is not None and (error.fatal() or error.code() in ends):
                 raise LinkError(f"topic {message.topic()}: {_sentence(error)}")
 
 
@@ -365,14 +415,6 @@ class Producer(_Link):
             return
         self.failed += 1
         self.status = f"topic {message.topic()}: {_sentence(error)}"
-
-
-def _ids(description: Any, topic: str) -> list[str]:
-    """Return the topic's id, if it has one, and its name."""
-    given = description.topic_id
-    if given is None or str(given) == _NO_ID:
-        return [topic]
-    return [str(given).translate(_URL_SAFE), topic]
 
 
 def _sentence(error: Any) -> str:
