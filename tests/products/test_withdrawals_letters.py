@@ -283,3 +283,32 @@ def test_letter_of_another_product_is_not_touched():
         outcome = stage.execute(command)
         assert refused(outcome) is Reason.OWNED_BY_PRODUCT
         assert outcome.figures == {"owner": "probe"}
+
+
+def test_settlement_id_is_bound_by_the_replay_too():
+    """A producer that sends it once more gets the first answer, not another dead letter."""
+    stage = with_letter("withdrawals.withdraw 1 BTC 7 mine")
+    settlement = trade("1", "6", settlement_id="s")
+    key = "settlement:s"
+    first = stage.execute(ReplaySettlement("withdrawals-1", settlement), key=key)
+    assert isinstance(first, Receipt)
+    (again,) = stage.book.execute_many([from_stream(settlement, 0, key=key)])
+    assert isinstance(again, Receipt)
+    assert (again.sequence, again.answer) == (first.sequence, first.answer)
+    assert again.is_replayed
+    assert stage.book.engine.standing.cursors == {CURSOR: 1}
+    other = stage.execute(trade("1", "5", settlement_id="s"), key=key)
+    assert refused(other) is Reason.KEY_REUSED
+    assert other.figures["field"] == "command"
+
+
+def test_replay_of_a_settlement_id_that_was_booked_meanwhile_is_refused():
+    """The letter stays open; the refusal names the entry, and the letter can be closed."""
+    stage = with_letter()
+    settlement, key = trade("1", "6", settlement_id="s"), "settlement:s"
+    booked = stage.execute(settlement, key=key)
+    assert isinstance(booked, Receipt)
+    outcome = stage.execute(ReplaySettlement("withdrawals-1", settlement), key=key)
+    assert refused(outcome) is Reason.KEY_REUSED
+    assert outcome.figures["sequence"] == booked.sequence
+    assert letter_of(stage, "withdrawals-1").state == "open"

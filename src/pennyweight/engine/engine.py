@@ -497,14 +497,14 @@ class Engine:
         if earlier.command == Abandon.name:
             refuse(Reason.KEY_ABANDONED, f"key {key!r} was abandoned")
         if earlier.command != command.name:
-            refuse(
-                Reason.KEY_REUSED,
-                f"key {key!r} belongs to another command",
-                field="command",
-                sequence=earlier.sequence,
-            )
-        mine = fingerprint(command)
-        if bytes(earlier.fields) != mine:
+            if not command.is_repeat_of(earlier):
+                refuse(
+                    Reason.KEY_REUSED,
+                    f"key {key!r} belongs to another command",
+                    field="command",
+                    sequence=earlier.sequence,
+                )
+        elif bytes(earlier.fields) != (mine := fingerprint(command)):
             field = differing_field(bytes(earlier.fields), mine)
             if field or earlier.version == command.version:
                 refuse(

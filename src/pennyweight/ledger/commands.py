@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 
 from pennyweight.ledger.draft import Draft, Facts
+from pennyweight.ledger.entries import Entry
 
 _encoder = msgspec.json.Encoder()
 
@@ -75,6 +76,13 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         For faces whose order of checks looks at something else before the duplicate;
         `decide` makes the same check for a free key.
         """
+
+    def is_repeat_of(self, earlier: Entry) -> bool:  # noqa: ARG002 - a product may know better
+        """Whether an entry of another command, which bound this one's key, did just what it asks.
+
+        Its answer, of the same type, is then the answer to this one too.
+        """
+        return False
 
     def decide(self, draft: Draft) -> Any:
         """Apply the rule to the draft and return the answer, or raise `Refused`."""

@@ -14,6 +14,7 @@ import msgspec
 from pennyweight.ledger.accounts import SUSPENSE, Account, user_holder
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
+from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.holds import Hold, HoldState
 from pennyweight.ledger.letters import LETTER, Message, close_letter, open_letter, set_aside
 from pennyweight.ledger.refusals import Reason, refuse
@@ -123,6 +124,10 @@ class Settle(Command, frozen=True):
         else:
             wanted.open_holds(f"{holder}:{self.sold_token}")
 
+    def is_repeat_of(self, earlier: Entry) -> bool:
+        """Whether it was booked out of a dead letter under its key."""
+        return _settlement_in(earlier) == self
+
     def decide(self, draft: Draft) -> SettlementAnswer:
         """See the class."""
         trade = self._examine(draft)
@@ -193,12 +198,7 @@ class Settle(Command, frozen=True):
     def _has_ended(self, draft: Draft, hold: Hold) -> bool:
         """Whether the same settlement, sent before, has ended this withdrawal."""
         entry = draft.facts.entry(hold.changed_by)
-        if entry is None or entry.command not in {Settle.name, ReplaySettlement.name}:
-            return False
-        fields = entry.fields
-        if entry.command == ReplaySettlement.name:
-            fields = msgspec.json.decode(fields, type=_Replayed).settlement
-        return msgspec.json.decode(fields, type=Settle) == self
+        return entry is not None and _settlement_in(entry) == self
 
     # ── booking ───────────────────────────────────────────────────────────────────
 
@@ -360,4 +360,13 @@ class CloseLetter(Command, frozen=True):
 class _Replayed(msgspec.Struct, gc=False):
     """The settlement among the counted fields of a replay."""
 
-    settlement: msgspec.Raw
+    settlement: Settle
+
+
+def _settlement_in(entry: Entry) -> Settle | None:
+    """Return the settlement that an entry booked, as it came or out of a dead letter."""
+    if entry.command == Settle.name:
+        return msgspec.json.decode(entry.fields, type=Settle)
+    if entry.command == ReplaySettlement.name:
+        return msgspec.json.decode(entry.fields, type=_Replayed).settlement
+    return None
