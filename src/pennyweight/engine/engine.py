@@ -6,11 +6,10 @@ No thread, clock or I/O of its own. A driver calls, in turn: `next_batch` (what 
 the same engine on a seeded clock.
 """
 
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from enum import IntEnum
-from types import FrameType
+from traceback import walk_tb
 from typing import Any
 
 import msgspec
@@ -585,31 +584,20 @@ class Engine:
 
 
 def _failure(error: BaseException) -> Failure:
-    """Return a failure that says where it happened, and keeps nobody's data.
+    """Return a failure that tells where it happened, and keeps nobody's data.
 
-    A traceback holds the local variables of all its frames, and so the batch; whoever is
-    told of the failure may keep it for long.
+    A traceback keeps the variables of all functions that were under way, and so the whole
+    batch, for as long as anybody keeps the failure. A note takes its place.
     """
     link: BaseException | None = error
-    seen: set[int] = set()
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        trace = link.__traceback__
-        while trace is not None and _is_running(trace.tb_frame):
-            trace = trace.tb_next
-        link.__traceback__ = trace
-        traceback.clear_frames(trace)
+    while link is not None:
+        trace, link.__traceback__ = link.__traceback__, None
+        if trace is not None:
+            steps = walk_tb(trace)
+            places = [f"{f.f_code.co_filename}:{line} {f.f_code.co_name}" for f, line in steps]
+            link.add_note("\n".join(("it came from", *places)))
         link = link.__cause__ or link.__context__
     return Failure(error)
-
-
-def _is_running(frame: FrameType) -> bool:
-    """Whether the function of a frame has not returned; if it has, forget its variables."""
-    try:
-        frame.clear()
-    except RuntimeError:
-        return True
-    return False
 
 
 def _entry(command: Command, scope: str, key: str, draft: Draft, answer: Any) -> Sealed:
