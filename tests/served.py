@@ -11,12 +11,14 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from pennyweight.assemble import EXPIRIES
 from pennyweight.delivery.http import ledger, payments, proof, wallet, withdrawals
 from pennyweight.delivery.http.guard import Guard
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.routes import CommandRoute, Route
 from pennyweight.delivery.http.server import Server, ServerConfig
 from pennyweight.delivery.wallet import WalletSettings
+from pennyweight.delivery.watch import Watch
 from pennyweight.engine.port import Head, Store
 from pennyweight.engine.rebuild import answers_of, known_commands
 from pennyweight.engine.verification import verify
@@ -80,12 +82,15 @@ class Served:
         self.clock = clock or ClockGuard(lambda: START, lambda: 0)
         engine = open_engine(self.store, now=self.clock.now(), queue_max=queue_max)
         self.metrics = Metrics()
+        self.watch = Watch()
+        self.metrics.add(self.watch.metrics)
         self.exits: list[int] = []
         self.book = ThreadedBook(
             engine,
             self.store,
             self.clock,
             observe=self.metrics.observe_batch,
+            hear=self.watch,
             die=self.exits.append,
         )
         self.guard = Guard(folder, "127.0.0.1", open_faces=open_faces)
@@ -96,6 +101,7 @@ class Served:
             self.guard,
             self.metrics,
             ServerConfig(port=0, **settings),
+            expiries=EXPIRIES,
         )
         self._thread = threading.Thread(target=self.server.run, daemon=True)
 

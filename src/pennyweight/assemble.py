@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pennyweight.engine.port import Store, StoreError
 from pennyweight.engine.rebuild import Answers, Invariant, answers_of, known_commands
 from pennyweight.engine.verification import check_tail
 from pennyweight.ledger.assets import BUILT_IN, Asset
+from pennyweight.ledger.commands import Command
 from pennyweight.products import general, payments, wallet, withdrawals
 from pennyweight.runtime.clock import ClockGuard, check_start, wall_clock
 from pennyweight.runtime.inline import InlineBook
@@ -29,6 +30,12 @@ BOOK = "main"
 
 PRODUCTS = (general, payments, wallet, withdrawals)
 """Every product, so that every command is known."""
+
+
+EXPIRIES: Mapping[str, Callable[[int], Command]] = {
+    withdrawals.PRODUCT: withdrawals.ExpireWithdrawal
+}
+"""How products expire their holds, where that is more than giving the money back."""
 
 
 # ── stores ────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from pennyweight.assemble import PRODUCTS, answers, engine_on, invariants, open_store
+from pennyweight.assemble import EXPIRIES, PRODUCTS, answers, engine_on, invariants, open_store
 from pennyweight.config import Config, ConfigError, Log
 from pennyweight.delivery.http import ledger as ledger_face
 from pennyweight.delivery.http import payments as payments_face
@@ -21,6 +21,7 @@ from pennyweight.delivery.http.guard import Guard, is_loopback
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.routes import Route
 from pennyweight.delivery.wallet import WalletSettings
+from pennyweight.delivery.watch import Watch
 from pennyweight.engine.port import Store
 from pennyweight.engine.verification import Progress, Report, verify
 from pennyweight.ledger.refusals import Refused
@@ -42,12 +43,16 @@ def serve(folder: Path, config: Config, *, is_clock_accepted: bool = False) -> i
         clock = ClockGuard()
         engine = engine_on(store, config, clock, is_clock_accepted=is_clock_accepted)
         metrics = Metrics()
-        book = ThreadedBook(engine, store, clock, observe=metrics.observe_batch)
+        watch = Watch()
+        metrics.add(watch.metrics)
+        book = ThreadedBook(engine, store, clock, observe=metrics.observe_batch, hear=watch)
         settings = server.ServerConfig(
             host=config.server.host, port=config.server.port, is_garbage_ours=True
         )
         try:
-            server.serve(book, faces, guard, metrics, settings, on_ready=_say_ready)
+            server.serve(
+                book, faces, guard, metrics, settings, on_ready=_say_ready, expiries=EXPIRIES
+            )
         except SystemExit:
             address = f"{config.server.host}:{config.server.port}"
             raise ConfigError(f"cannot listen on {address}: in use, or not ours") from None

@@ -1,12 +1,13 @@
 """Releases holds whose time is over. The scan only finds them; the engine decides, by batch time."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
 from pennyweight.engine.engine import Lane, QueueFull, Submission
 from pennyweight.engine.port import StoreError
+from pennyweight.ledger.commands import Command
 from pennyweight.products.general import ExpireHold
 from pennyweight.runtime.clock import wall_clock
 from pennyweight.runtime.driver import ThreadedBook, Unavailable
@@ -24,11 +25,16 @@ class HoldExpiry:
         self,
         book: ThreadedBook,
         *,
+        commands: Mapping[str, Callable[[int], Command]] | None = None,
         every_seconds: float = 0.5,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        """`clock` gives microseconds since 1970."""
+        """`commands` make the expiry of a hold by its owner; the ledger's own is the others'.
+
+        `clock` gives microseconds since 1970.
+        """
         self._book = book
+        self._commands = dict(commands or {})
         self._every_seconds = every_seconds
         self._clock = clock
         self._after: tuple[int, str] | None = None
@@ -53,11 +59,16 @@ class HoldExpiry:
         """
         page = self._book.store.due(INDEX, 0, self._clock(), after=self._after, limit=PAGE)
         for due in page:
-            self._book.submit(Submission(ExpireHold(int(due.id)), lane=Lane.TIMERS))
+            self._book.submit(Submission(self._expiry(int(due.id)), lane=Lane.TIMERS))
             self._after = (due.rank, due.id)
         if len(page) < PAGE:
             self._after = None
         return len(page)
+
+    def _expiry(self, hold_id: int) -> Command:
+        """Return the command with which the owner of a hold expires it."""
+        hold = self._book.store.hold(hold_id) if self._commands else None
+        return self._commands.get("" if hold is None else hold.owner, ExpireHold)(hold_id)
 
     def _run(self) -> None:
         while not self._is_over.wait(self._every_seconds):

@@ -58,11 +58,13 @@ class ThreadedBook:
         clock: ClockGuard,
         *,
         observe: Callable[[int, float, float], None] | None = None,
+        hear: Callable[[Sequence[Answer]], object] | None = None,
         die: Callable[[int], object] = os._exit,
     ) -> None:
         """`observe` hears of each batch: commands, seconds to decide, seconds to append.
 
-        `die` ends the process when the engine thread breaks.
+        `hear` hears of all answers of a batch, after they were handed over; like `observe`
+        it is called by the engine thread. `die` ends the process when the engine thread breaks.
         """
         self.engine = engine
         self.store = store
@@ -70,6 +72,7 @@ class ThreadedBook:
         self.failure = ""
         """Why nothing is committed any more; "" while all is well."""
         self._observe = observe
+        self._hear = hear
         self._die = die
         self._call_soon: CallSoon = call_directly
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -203,6 +206,11 @@ class ThreadedBook:
             self._call_soon(_answer, answers)
         except RuntimeError:  # the loop is closed: nobody is left to hear it
             log.warning("answers came after their loop had closed", answers=len(answers))
+        if self._hear is not None:
+            try:
+                self._hear(answers)
+            except Exception:
+                log.exception("who listens to answers broke", answers=len(answers))
 
 
 def _answer(answers: Sequence[Answer]) -> None:

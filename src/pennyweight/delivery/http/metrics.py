@@ -6,7 +6,7 @@ Never an account, a user or a key as a label.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from pennyweight.delivery.http.routes import Route
+from pennyweight.engine.cache import CacheFigures
 from pennyweight.runtime.driver import ThreadedBook
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -64,6 +65,7 @@ class Metrics(Collector):
         self.turned_away: Counter[str] = Counter()
         """Commands not accepted (queue full, clock, store), by code."""
         self._book: ThreadedBook | None = None
+        self._sources: list[Callable[[], Iterable[Metric]]] = []
         self._registry = CollectorRegistry()
         self._size = Spread("pennyweight_batch_commands", "Commands decided per batch", _SIZES)
         self._decide = Spread(
@@ -77,6 +79,10 @@ class Metrics(Collector):
     def watch(self, book: ThreadedBook) -> None:
         """Tell of this book's engine too."""
         self._book = book
+
+    def add(self, source: Callable[[], Iterable[Metric]]) -> None:
+        """Tell what another part counts too; `source` is called for every answer, in any thread."""
+        self._sources.append(source)
 
     def observe_batch(self, commands: int, decide_seconds: float, append_seconds: float) -> None:
         """Note a batch; called by the engine thread."""
@@ -121,19 +127,43 @@ class Metrics(Collector):
             yield GaugeMetricFamily(
                 "pennyweight_sequence", "Sequence of the last entry", value=engine.head.sequence
             )
-            yield GaugeMetricFamily(
-                "pennyweight_cache_users", "Users resident in memory", value=len(engine.cache)
-            )
+            yield from _cache_metrics(engine.cache.figures())
             for name, what, value in (
                 ("replays", "Keys answered again", engine.replays),
                 ("deferrals", "Commands that came back for a fact", engine.deferrals),
-                ("cache_hits", "Holders found in memory", engine.cache.hits),
-                ("cache_misses", "Holders read from the store", engine.cache.misses),
-                ("cache_evictions", "Holders evicted", engine.cache.evictions),
             ):
                 yield CounterMetricFamily(f"pennyweight_{name}", what, value=value)
+        for source in self._sources:
+            yield from source()
         yield _by_code("pennyweight_refusals", "Refused requests", refusals)
         yield _by_code("pennyweight_turned_away", "Commands not accepted", self.turned_away)
+
+
+def _cache_metrics(figures: CacheFigures) -> Iterator[Metric]:
+    """Tell what the cache is doing."""
+    for name, what, gauge in (
+        ("users", "Users in memory, guests of a batch included", figures.resident),
+        ("users_max", "Bound on users in memory", figures.limit),
+        ("users_most", "The most users that were ever in memory", figures.most),
+        ("guests", "Users in memory for the batch in hand alone", figures.guests),
+        ("pinned", "Users in memory with open holds", figures.pinned),
+        ("ghosts", "Ids of users remembered who are not in memory", figures.ghosts),
+        ("loading", "Users being read", figures.loading),
+    ):
+        yield GaugeMetricFamily(f"pennyweight_cache_{name}", what, value=gauge)
+    for name, what, count in (
+        ("hits", "Uses of users found in memory", figures.hits),
+        ("misses", "Uses of users read from the store", figures.misses),
+        ("evictions", "Users evicted", figures.evictions),
+    ):
+        yield CounterMetricFamily(f"pennyweight_cache_{name}", what, value=count)
+    ratios = GaugeMetricFamily(
+        "pennyweight_cache_hit_ratio", "Share of hits among the last uses", labels=("window",)
+    )
+    for window, ratio in figures.hit_ratios.items():
+        if ratio is not None:
+            ratios.add_metric((window,), ratio)
+    yield ratios
 
 
 def _by_code(name: str, what: str, counts: Counter[str]) -> Metric:

@@ -1,4 +1,4 @@
-"""The operators' routes: is it alive, can it commit, and what has it done."""
+"""The operators' routes: is it alive, can it commit, what has it done, whom does it remember."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ from pennyweight.delivery.http.guard import OPERATIONS
 from pennyweight.delivery.http.metrics import CONTENT_TYPE, Metrics
 from pennyweight.delivery.http.routes import Documentation, ReadRoute, Reply, Request, Route
 from pennyweight.delivery.http.wire import encode, problem
+from pennyweight.engine.cache import CacheFigures
 from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import Store
 from pennyweight.runtime.driver import ThreadedBook, Unavailable
@@ -42,6 +43,9 @@ def routes(
     def figures(_: Request, __: Store, ___: Standing) -> Reply:
         return Reply(200, metrics.text(), content_type=CONTENT_TYPE)
 
+    def cache(_: Request, __: Store, ___: Standing) -> Reply:
+        return Reply(200, encode(book.engine.cache.figures()))
+
     return [
         _route("/livez", "", live, "The process answers", {"status": "alive"}),
         _route(
@@ -53,7 +57,30 @@ def routes(
             errors={503: "They cannot: the store failed, the clock jumped, or the server stops."},
         ),
         _route("/metrics", OPERATIONS, figures, "Figures in Prometheus' text format", None),
+        _route(
+            "/cache",
+            OPERATIONS,
+            cache,
+            "What the cache of users does: how many are in memory, and how often that helped",
+            _CACHE,
+            answer=CacheFigures,
+        ),
     ]
+
+
+_CACHE = {
+    "limit": 300,
+    "resident": 250,
+    "guests": 0,
+    "pinned": 12,
+    "ghosts": 600,
+    "loading": 0,
+    "most": 300,
+    "hits": 18_250,
+    "misses": 2_110,
+    "evictions": 1_860,
+    "hit_ratios": {"last_1000": 0.91, "last_10000": 0.9, "last_100000": 0.8964},
+}
 
 
 def _route(
@@ -64,6 +91,7 @@ def _route(
     example: Any,
     *,
     errors: dict[int, str] | None = None,
+    answer: Any = dict[str, Any],
 ) -> ReadRoute:
     return ReadRoute(
         face=face,
@@ -72,7 +100,7 @@ def _route(
         read=read,
         documentation=Documentation(
             summary=summary,
-            answer=None if example is None else dict[str, Any],
+            answer=None if example is None else answer,
             answer_example=example,
             errors=errors or {},
         ),

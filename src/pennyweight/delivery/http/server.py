@@ -15,7 +15,7 @@ import gc
 import logging
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
@@ -31,6 +31,7 @@ from pennyweight.delivery.http.guard import Guard
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.protocol import Limits, short_way
 from pennyweight.delivery.http.routes import Route
+from pennyweight.ledger.commands import Command
 from pennyweight.runtime.driver import ThreadedBook
 
 READERS = 4
@@ -75,8 +76,9 @@ class Server(uvicorn.Server):
         *,
         on_ready: Callable[[str], object] = lambda _: None,
         neighbours: operations.Neighbours = operations.no_neighbours,
+        expiries: Mapping[str, Callable[[int], Command]] | None = None,
     ) -> None:
-        """See the module's docstring."""
+        """See the module's docstring; for `expiries` see `HoldExpiry`."""
         self.book = book
         self.settings = settings
         self.address = ""
@@ -91,7 +93,7 @@ class Server(uvicorn.Server):
             receive_seconds=settings.receive_seconds,
             stall_seconds=settings.stall_seconds,
         )
-        self._expiry = HoldExpiry(book)
+        self._expiry = HoldExpiry(book, commands=expiries)
         self._chores: list[asyncio.Task[None]] = []
         desk = Desk(book, guard, metrics)
         metrics.watch(book)
@@ -201,6 +203,16 @@ def serve(
     *,
     on_ready: Callable[[str], object],
     neighbours: operations.Neighbours = operations.no_neighbours,
+    expiries: Mapping[str, Callable[[int], Command]] | None = None,
 ) -> None:
     """Serve until a signal says stop. Raises SystemExit when the address cannot be had."""
-    Server(book, routes, guard, metrics, settings, on_ready=on_ready, neighbours=neighbours).run()
+    Server(
+        book,
+        routes,
+        guard,
+        metrics,
+        settings,
+        on_ready=on_ready,
+        neighbours=neighbours,
+        expiries=expiries,
+    ).run()

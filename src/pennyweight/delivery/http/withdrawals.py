@@ -170,12 +170,12 @@ def _withdraw_of(body: WithdrawalBody) -> Withdraw:
     )
 
 
-def _key(request: Request, in_body: str | None = None) -> str:
-    """Return a caller's key, "" for none. Raises BadRequest.
+def _key(request: Request, in_body: str | None = None, *, otherwise: str = "") -> str:
+    """Return a caller's key, or another one, "" for none. Raises BadRequest.
 
     Keys of settlements are not for others: a settlement must never find its own taken.
     """
-    key = key_of(request, in_body)
+    key = key_of(request, in_body) or otherwise
     if key.startswith((KEY_PREFIX, STREAM_PREFIX)):
         raise BadRequest(
             "idempotency_key_invalid", f"{KEY_PREFIX!r} and {STREAM_PREFIX!r} begin other keys"
@@ -188,7 +188,7 @@ def _parse_withdrawal(request: Request, _: Standing) -> Submission:
     command = _withdraw_of(body)
     return Submission(
         command,
-        key=_key(request, body.idempotency_key or command.withdrawal_id or None),
+        key=_key(request, body.idempotency_key, otherwise=command.withdrawal_id),
         not_after=deadline_of(request, body.not_after),
     )
 

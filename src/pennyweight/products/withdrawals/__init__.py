@@ -9,5 +9,6 @@ A settlement is a fact: it is booked whatever the user has, and what is missing 
 
 from pennyweight.products.withdrawals.law import WithdrawalsLaw
 from pennyweight.products.withdrawals.shared import PRODUCT
+from pennyweight.products.withdrawals.withdraw import ExpireWithdrawal
 
-__all__ = ["PRODUCT", "WithdrawalsLaw"]
+__all__ = ["PRODUCT", "ExpireWithdrawal", "WithdrawalsLaw"]
