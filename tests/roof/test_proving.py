@@ -1,0 +1,31 @@
+"""A served book is proven in a process of its own."""
+
+from pathlib import Path
+
+import pytest
+
+from pennyweight import proving
+from pennyweight.assemble import open_inline
+from pennyweight.config import Config
+from pennyweight.products.general import LoadBalances
+
+
+def test_proof_apart_finds_what_a_verification_finds(tmp_path: Path):
+    with open_inline(tmp_path, Config()) as book:
+        for user in range(5):
+            book.execute(LoadBalances(str(user), (("BTC", "1"),)))
+        heard: list[tuple[int, int]] = []
+        report = proving.prove(tmp_path, lambda done, entries: heard.append((done, entries)))
+        here: list[proving.Step] = []
+        assert proving.main(tmp_path, here.append) == 0
+    assert report.ok
+    assert report == here[-1].report
+    assert heard[-1] == (report.entries, report.entries)
+
+
+def test_proof_apart_says_why_there_is_none(tmp_path: Path):
+    with pytest.raises(proving.ProofFailed, match="there is no book"):
+        proving.prove(tmp_path / "nowhere", lambda *_: None)
+    here: list[proving.Step] = []
+    assert proving.main(tmp_path / "nowhere", here.append) == 1
+    assert "there is no book" in here[-1].error
