@@ -6,9 +6,11 @@ this one.
 
 import pytest
 
+from pennyweight.assemble import answers, invariants
 from pennyweight.engine.port import Head
 from pennyweight.engine.receipts import Receipt, Refusal
 from pennyweight.engine.statements import statement
+from pennyweight.engine.verification import verify
 from pennyweight.ledger.accounts import HOLDS_OPEN_MAX
 from pennyweight.ledger.refusals import Reason
 from pennyweight.products.withdrawals.settle import Settle
@@ -27,13 +29,17 @@ from scenarios import Stage, Submission, play
 
 @pytest.fixture(params=["memory", "sqlite"])
 def stage(request, tmp_path):
-    """An empty stage, on each store in turn."""
+    """An empty stage, on each store in turn; at the end its book must prove itself."""
+    store: MemoryStore | SQLiteStore
     if request.param == "memory":
-        yield Stage(MemoryStore(Head(book="main", incarnation="first")))
-        return
-    store = SQLiteStore.open(tmp_path, "main", new_incarnation="first")
+        store = MemoryStore(Head(book="main", incarnation="first"))
+    else:
+        store = SQLiteStore.open(tmp_path, "main", new_incarnation="first")
     yield Stage(store)
-    store.close()
+    report = verify(store, answers=answers(), invariants=invariants())
+    if isinstance(store, SQLiteStore):
+        store.close()
+    assert report.ok, report.problems
 
 
 USER = """
