@@ -262,6 +262,7 @@ class Intake:
             finally:
                 self._consumer = None
                 self._lose(list(self._streams))
+                self._waiting.clear()
 
     def _connect(self) -> Consumer:
         return Consumer(
@@ -514,9 +515,10 @@ class Intake:
 
     def _wait_paused(self, consumer: Consumer) -> None:
         """Keep polling, so that the group keeps us, and resume when the book takes commands."""
-        known = len(self._streams)
-        self._waiting.extend(consumer.consume(kafka.BATCH, CONSUME_SECONDS))
-        if len(self._streams) > known:
+        found = consumer.consume(kafka.BATCH, CONSUME_SECONDS)
+        if found:  # on their way before the pause, or of partitions that we just got
+            self.consumed += len(found)
+            self._waiting.extend(found)
             consumer.pause(self._streams)
         if time.monotonic() < self._retry_at or self._in_flight > self._window // 2:
             return
