@@ -6,6 +6,7 @@ where each value comes from.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,17 @@ NOT_SETTINGS = frozenset({"PENNYWEIGHT_CONFIG", "PENNYWEIGHT_DATA"})
 TEST_PREFIX = "PENNYWEIGHT_TEST_"
 """Variables of the test suite; never settings."""
 
+ALIASES = {
+    "KAFKA_BROKER": "kafka.broker",
+    "PENNYWEIGHT_SETTLEMENTS_TOPIC": "kafka.settlements_topic",
+}
+"""Variables by the names that others gave them; ours win."""
+
 FACES = ("ledger", "payments", "wallet", "withdrawals", "loans", "portfolios")
+
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_BROKER = re.compile(r"\s*(\[[0-9a-fA-F:.]+\]|[^\s:/,]+):[0-9]{1,5}\s*")
 
 
 class ConfigError(Exception):
@@ -79,6 +90,21 @@ class Wallet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     public_key: str = ""
 
 
+class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where settlements come from and events go to. No `broker`: no Kafka.
+
+    `broker` is HOST:PORT, or several with commas. Dead letters go to
+    `<settlements_topic>.dead-letters`. `options` are further settings of the client, as
+    name=value: `security.protocol=SASL_SSL`.
+    """
+
+    broker: str = ""
+    settlements_topic: str = "risk-engine-settlements"
+    events_topic: str = "risk-engine-events"
+    group: str = "pennyweight"
+    options: tuple[str, ...] = ()
+
+
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How logs are written, on stderr."""
 
@@ -103,6 +129,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     auth: Auth = Auth()
     payments: Payments = Payments()
     wallet: Wallet = Wallet()
+    kafka: Kafka = Kafka()
     log: Log = Log()
     assets: tuple[AssetSetting, ...] = ()
 
@@ -199,11 +226,16 @@ def _flatten(tree: dict[str, Any], origin: str) -> list[tuple[str, Any]]:
 def _settings_of(environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Return (name, variable, text) of every setting in the environment. Raises ConfigError."""
     by_variable = {variable_of(name): name for name in NAMES}
-    settings: list[tuple[str, str, str]] = []
+    settings = [
+        (name, alias, environment[alias])
+        for alias, name in ALIASES.items()
+        if environment.get(alias)
+    ]
     for variable, text in environment.items():
         if (
             not variable.startswith(PREFIX)
             or variable in NOT_SETTINGS
+            or variable in ALIASES
             or variable.startswith(TEST_PREFIX)
         ):
             continue
@@ -240,13 +272,37 @@ def _check(config: Config) -> None:
     """Check what types cannot say. Raises ConfigError."""
     if not 0 <= config.server.port <= 65_535:
         raise ConfigError(f"server.port is {config.server.port}, not between 0 and 65535")
-    if config.cache.users_max < 128:
-        raise ConfigError("cache.users_max is below 128, the users that one command may touch")
+    _check_users_max(config.cache.users_max)
     if config.engine.queue_max < 1 or config.engine.batch_max < 1:
         raise ConfigError("engine.queue_max and engine.batch_max are at least 1")
+    kafka = config.kafka
+    for name in ("settlements_topic", "events_topic"):
+        if _TOPIC.fullmatch(getattr(kafka, name)) is None:
+            raise ConfigError(
+                f"kafka.{name} is {getattr(kafka, name)!r}; a topic has 1 to 200 letters, "
+                "digits, dots, dashes and underscores"
+            )
+    if kafka.settlements_topic == kafka.events_topic:
+        raise ConfigError("kafka.settlements_topic and kafka.events_topic are the same")
+    if kafka.broker and not all(_BROKER.fullmatch(place) for place in kafka.broker.split(",")):
+        raise ConfigError(f"kafka.broker is {kafka.broker!r}, not HOST:PORT")
+    for option in kafka.options:
+        if not option.partition("=")[2]:
+            raise ConfigError(f"kafka.options has {option!r}, which is not name=value")
     for face in config.auth.open_faces:
         if face not in FACES:
             raise ConfigError(f"auth.open_faces names {face!r}; faces are {', '.join(FACES)}")
+
+
+def _check_users_max(users_max: int) -> None:
+    """Raises ConfigError. The engine is imported only here: the command line must start quickly."""
+    from pennyweight.engine.engine import HOLDERS_MAX, USERS_MIN  # noqa: PLC0415
+
+    if users_max < USERS_MIN:
+        raise ConfigError(
+            f"cache.users_max is {users_max}, below {USERS_MIN}: one command may touch "
+            f"{HOLDERS_MAX} users, and bring an entry and a receipt of others along"
+        )
 
 
 def _explain(message: str, origins: Mapping[str, str]) -> str:

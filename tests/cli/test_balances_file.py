@@ -2,7 +2,7 @@
 
 import pytest
 
-from pennyweight.delivery.cli.balances import BadFile, parse_balances
+from pennyweight.delivery.balances import BadFile, parse_balances
 from pennyweight.ledger.assets import BUILT_IN
 
 ASSETS = {asset.name: asset for asset in BUILT_IN}

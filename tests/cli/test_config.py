@@ -93,7 +93,12 @@ def test_a_variable_is_read_as_its_setting(variable: str, text: str, name: str, 
         ({"PENNYWEIGHT_CACHE_MAX": "3"}, "unknown variable PENNYWEIGHT_CACHE_MAX; known are"),
         ({"PENNYWEIGHT_SERVER_PORT": "x"}, "PENNYWEIGHT_SERVER_PORT is 'x', not a whole number"),
         ({"PENNYWEIGHT_SERVER_PORT": "70000"}, "server.port is 70000"),
-        ({"PENNYWEIGHT_CACHE_USERS_MAX": "127"}, "cache.users_max is below 128"),
+        ({"PENNYWEIGHT_CACHE_USERS_MAX": "129"}, "cache.users_max is 129, below 130: one command"),
+        ({"KAFKA_BROKER": "kafka"}, "kafka.broker is 'kafka', not HOST:PORT"),
+        ({"KAFKA_BROKER": "a:1,b"}, "kafka.broker is 'a:1,b', not HOST:PORT"),
+        ({"PENNYWEIGHT_SETTLEMENTS_TOPIC": "a b"}, "kafka.settlements_topic is 'a b'"),
+        ({"PENNYWEIGHT_KAFKA_EVENTS_TOPIC": "risk-engine-settlements"}, "are the same"),
+        ({"PENNYWEIGHT_KAFKA_OPTIONS": "acks"}, "kafka.options has 'acks', which is not"),
         ({"PENNYWEIGHT_ENGINE_BATCH_MAX": "0"}, "are at least 1"),
         ({"PENNYWEIGHT_WALLET_IS_DISABLED": "1"}, "is '1', not true or false"),
         ({"PENNYWEIGHT_AUTH_OPEN_FACES": "shop"}, "auth.open_faces names 'shop'; faces are"),
@@ -124,6 +129,22 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, problem: str) -> None:
         load(file, environment={})
 
 
+def test_kafka_comes_from_its_usual_variables_too() -> None:
+    environment = {
+        "KAFKA_BROKER": "kafka-1:9092,[::1]:9093",
+        "PENNYWEIGHT_SETTLEMENTS_TOPIC": "trades",
+    }
+    loaded = load(environment=environment)
+    assert loaded.config.kafka.broker == "kafka-1:9092,[::1]:9093"
+    assert loaded.config.kafka.settlements_topic == "trades"
+    assert loaded.origins["kafka.broker"] == "KAFKA_BROKER"
+    environment["PENNYWEIGHT_KAFKA_BROKER"] = "other:9092"
+    loaded = load(environment=environment)
+    assert loaded.config.kafka.broker == "other:9092"
+    assert loaded.origins["kafka.broker"] == "PENNYWEIGHT_KAFKA_BROKER"
+    assert load(environment={}).config.kafka.broker == ""
+
+
 def test_an_unknown_setting_lists_the_known_ones(tmp_path: Path) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text("colour = 3")
@@ -144,7 +165,7 @@ def test_every_setting_has_a_variable_of_its_own() -> None:
 def test_config_prints_values_and_origins(file: Path, cli: Cli) -> None:
     ran = cli("config", "--config", file)
     assert ran.code == 0
-    assert f"cache.users_max        = 300  # file {file}\n" in ran.out
+    assert re.search(rf"^cache.users_max += 300  # file {file}$", ran.out, re.MULTILINE)
     shown = cli("config", "--config", file, "--json").json
     assert shown["cache.users_max"] == {
         "value": 300,

@@ -7,7 +7,7 @@ import msgspec
 from cyclopts import Parameter
 
 from pennyweight.config import load as load_config
-from pennyweight.delivery.cli.balances import BadFile, Balances, Row, read_balances
+from pennyweight.delivery.balances import BadFile, Balances, Row, read_balances
 from pennyweight.delivery.cli.shared import (
     ConfigFile,
     Data,

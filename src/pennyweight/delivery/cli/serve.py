@@ -25,6 +25,14 @@ def serve(
             help="Faces that need no key, on any address.", negative=(), consume_multiple=True
         ),
     ] = None,
+    users_in_memory: Annotated[
+        int | None,
+        Parameter(help="The most users whose data is in memory (10000).", negative=()),
+    ] = None,
+    kafka: Annotated[
+        str | None,
+        Parameter(help="HOST:PORT of a broker: settlements in, events out.", negative=()),
+    ] = None,
     payments_profile: Annotated[
         str | None, Parameter(help="Dialect of the payments face: seed or head.", negative=())
     ] = None,
@@ -39,14 +47,17 @@ def serve(
     """Serve the book in a folder, beginning one where there is none.
 
     Prints `ready http://HOST:PORT` when it is. Without API keys it listens on this machine
-    only. On SIGTERM or Ctrl-C it answers what waits, and ends with exit code 0.
+    only. On SIGTERM or Ctrl-C it answers what waits, and ends with exit code 0. The broker may
+    come from KAFKA_BROKER too; without one, settlements come over HTTP alone.
 
-    Example: pennyweight serve --data book --port 8080
+    Example: pennyweight serve --data book --port 8080 --users-in-memory 300
     """
     chosen: dict[str, Any] = {
         "server.host": host,
         "server.port": port,
         "auth.open_faces": open_faces,
+        "cache.users_max": users_in_memory,
+        "kafka.broker": kafka,
         "payments.profile": payments_profile,
         "wallet.dialect": wallet_dialect,
         "wallet.public_key": None if wallet_public_key is None else str(wallet_public_key),
