@@ -112,9 +112,17 @@ def _sync(folder: Path) -> None:
 
 
 def engine_on(
-    store: Store, config: Config, clock: ClockGuard, *, is_clock_accepted: bool = False
+    store: Store,
+    config: Config,
+    clock: ClockGuard,
+    *,
+    is_clock_accepted: bool = False,
+    users_reserved: int = 0,
 ) -> Engine:
-    """Open the engine of a store's book. Raises ClockRefused, OpeningFailed."""
+    """Open the engine of a store's book. Raises ClockRefused, OpeningFailed.
+
+    Of the users that may be in memory, `users_reserved` are left to readers of the journal.
+    """
     check_start(clock.now(), store.head().committed_at, is_accepted=is_clock_accepted)
     more = [Asset(asset.name, asset.scale, asset.currency_id) for asset in config.assets]
     return open_engine(
@@ -122,6 +130,7 @@ def engine_on(
         now=clock.now(),
         assets=[*BUILT_IN, *more],
         users_max=config.cache.users_max,
+        users_reserved=users_reserved,
         queue_max=config.engine.queue_max,
         batch_max=config.engine.batch_max,
     )

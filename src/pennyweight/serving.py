@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from pennyweight.assemble import EXPIRIES, PRODUCTS, answers, engine_on, invariants, open_store
+from pennyweight.assemble import EXPIRIES, PRODUCTS, engine_on, open_store
 from pennyweight.config import Config, ConfigError, Log
 from pennyweight.delivery.http import ledger as ledger_face
+from pennyweight.delivery.http import operations, proof, server
 from pennyweight.delivery.http import payments as payments_face
-from pennyweight.delivery.http import proof, server
 from pennyweight.delivery.http import wallet as wallet_face
 from pennyweight.delivery.http import withdrawals as withdrawals_face
 from pennyweight.delivery.http.guard import Guard, is_loopback
@@ -22,11 +22,12 @@ from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.routes import Route
 from pennyweight.delivery.wallet import WalletSettings
 from pennyweight.delivery.watch import Watch
-from pennyweight.engine.port import Store
-from pennyweight.engine.verification import Progress, Report, verify
+from pennyweight.engine.engine import USERS_MIN
 from pennyweight.ledger.refusals import Refused
+from pennyweight.proving import prove
 from pennyweight.runtime.clock import ClockGuard
 from pennyweight.runtime.driver import ThreadedBook
+from pennyweight.streams import USERS_RESERVED, Streams
 
 
 def serve(folder: Path, config: Config, *, is_clock_accepted: bool = False) -> int:
@@ -37,11 +38,17 @@ def serve(folder: Path, config: Config, *, is_clock_accepted: bool = False) -> i
     """
     write_logs(config.log)
     guard = guard_of(folder, config)
-    faces = routes_of(config)
+    faces = routes_of(folder, config)
     store = open_store(folder)
     try:
         clock = ClockGuard()
-        engine = engine_on(store, config, clock, is_clock_accepted=is_clock_accepted)
+        engine = engine_on(
+            store,
+            config,
+            clock,
+            is_clock_accepted=is_clock_accepted,
+            users_reserved=_reserved(config),
+        )
         metrics = Metrics()
         watch = Watch()
         metrics.add(watch.metrics)
@@ -49,9 +56,20 @@ def serve(folder: Path, config: Config, *, is_clock_accepted: bool = False) -> i
         settings = server.ServerConfig(
             host=config.server.host, port=config.server.port, is_garbage_ours=True
         )
+        streams = Streams(book, config.kafka) if config.kafka.broker else None
+        if streams is not None:
+            metrics.add(streams.metrics)
         try:
             server.serve(
-                book, faces, guard, metrics, settings, on_ready=_say_ready, expiries=EXPIRIES
+                book,
+                faces,
+                guard,
+                metrics,
+                settings,
+                on_ready=_say_ready,
+                neighbours=operations.no_neighbours if streams is None else streams.down,
+                expiries=EXPIRIES,
+                agents=[] if streams is None else [streams],
             )
         except SystemExit:
             address = f"{config.server.host}:{config.server.port}"
@@ -59,6 +77,17 @@ def serve(folder: Path, config: Config, *, is_clock_accepted: bool = False) -> i
         return 1 if book.failure else 0
     finally:
         store.close()
+
+
+def _reserved(config: Config) -> int:
+    """Return how many users the relay may have in memory. Raises ConfigError if none are left."""
+    reserved = USERS_RESERVED if config.kafka.broker else 0
+    if config.cache.users_max - reserved < USERS_MIN:
+        raise ConfigError(
+            f"cache.users_max is {config.cache.users_max}, below {USERS_MIN + reserved}: with "
+            f"Kafka {reserved} of them are the relay's, and the engine needs {USERS_MIN}"
+        )
+    return reserved
 
 
 def guard_of(folder: Path, config: Config) -> Guard:
@@ -74,23 +103,18 @@ def guard_of(folder: Path, config: Config) -> Guard:
     return guard
 
 
-def routes_of(config: Config) -> list[Route]:
+def routes_of(folder: Path, config: Config) -> list[Route]:
     """Return the routes of every face. Raises ConfigError."""
     try:
         return [
             *ledger_face.routes([product.PRODUCT for product in PRODUCTS]),
-            *proof.routes(_verify),
+            *proof.routes(lambda _, progress: prove(folder, progress)),
             *payments_face.routes(config.payments.profile),
             *wallet_face.routes(wallet_settings(config)),
             *withdrawals_face.routes(),
         ]
     except (Refused, wallet_face.SignatureUnavailable) as error:
         raise ConfigError(f"wallet: {error}") from None
-
-
-def _verify(store: Store, progress: Progress) -> Report:
-    """Prove a served book."""
-    return verify(store, answers=answers(), invariants=invariants(), progress=progress)
 
 
 def wallet_settings(config: Config) -> WalletSettings:

@@ -25,8 +25,12 @@ from pennyweight.links import kafka
 from pennyweight.links.kafka import ExtraMissing, Headers, LinkError, Producer
 from pennyweight.runtime.driver import ThreadedBook, Unavailable
 
-PAGE = 500
-"""Entries that are read at a time."""
+PAGE = 16
+"""Entries that are in memory at a time. What is in them is users' data: they have places of
+their own in the bound on users."""
+
+FLUSH_EVENTS = 500
+"""Events after which the relay waits until all of them were acknowledged."""
 
 VALUE_MAX = 900_000
 """Bytes of a message; brokers take a little more by default. A longer one is sent empty."""
@@ -219,12 +223,10 @@ class Relay:
 
     def _relay_page(self, producer: Producer, head: int) -> None:
         """Send the events of the next entries, and go on when all of them were acknowledged."""
-        bodies, until = self._read(head)
-        failed, count = producer.failed, 0
-        for sequence, body in bodies:
-            for outgoing, event_id in self._outgoing(sequence, body):
-                _send(producer, outgoing, event_id)
-                count += 1
+        failed, count, until = producer.failed, 0, self._position
+        while until < head and count < FLUSH_EVENTS and not self._is_over.is_set():
+            until, sent = self._send_page(producer, until, head)
+            count += sent
         if count:
             while producer.flush(FLUSH_SECONDS):
                 if self._is_over.is_set():
@@ -237,13 +239,23 @@ class Relay:
         self._position = until
         self.lag = head - until
 
-    def _read(self, head: int) -> tuple[list[tuple[int, bytes]], int]:
+    def _send_page(self, producer: Producer, after: int, head: int) -> tuple[int, int]:
+        """Queue the events of the next entries; return up to which entry, and how many events."""
+        count = 0
+        bodies, until = self._read(after, head)
+        for sequence, body in bodies:
+            for outgoing, event_id in self._outgoing(sequence, body):
+                _send(producer, outgoing, event_id)
+                count += 1
+        return until, count
+
+    def _read(self, after: int, head: int) -> tuple[list[tuple[int, bytes]], int]:
         """Return the products' next entries, in order, and up to where they are complete."""
         until = head
         pages = []
         for product in self._products:
-            page = self._book.store.entries(self._position, PAGE, product=product)
-            if len(page) == PAGE:
+            page = self._book.store.entries(after, PAGE // len(self._products), product=product)
+            if len(page) == PAGE // len(self._products):
                 until = min(until, page[-1][0])
             pages.append(page)
         merged = heapq.merge(*pages) if len(pages) > 1 else pages[0]

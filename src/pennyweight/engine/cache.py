@@ -63,11 +63,13 @@ class CacheFigures(msgspec.Struct, frozen=True):
 
 
 class HolderCache:
-    """Committed facts by holder. `users_max` bounds user: and account: holders together."""
+    """Committed facts by holder. `limit` bounds user: and account: holders together."""
 
-    def __init__(self, users_max: int) -> None:
-        """An empty cache."""
-        self.users_max = users_max
+    def __init__(self, limit: int, *, reserved: int = 0) -> None:
+        """An empty cache; so many places of the limit are reserved for readers of the journal."""
+        self.limit = limit
+        self.users_max = users_max = limit - reserved
+        """Customers in memory, at most."""
         self.guests_max = max(1, users_max // GUESTS_SHARE)
         self.hits = 0
         self.misses = 0
@@ -221,7 +223,7 @@ class HolderCache:
     def figures(self) -> CacheFigures:
         """Return what the cache is doing. Safe from any thread; figures may be a batch apart."""
         return CacheFigures(
-            self.users_max,
+            self.limit,
             len(self._customers),
             len(self._guests),
             self._policy.pinned,

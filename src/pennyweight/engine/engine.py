@@ -190,16 +190,21 @@ class Engine:
         standing: Standing,
         *,
         users_max: int = 10_000,
+        users_reserved: int = 0,
         queue_max: int = 20_000,
         batch_max: int = 1_000,
     ) -> None:
-        """`head` and `standing` as the store has them; `users_max` bounds customers in memory."""
-        if users_max < USERS_MIN:
+        """`head` and `standing` as the store has them; `users_max` bounds customers in memory.
+
+        Of these, `users_reserved` are not the engine's: readers of the journal have them.
+        """
+        if users_max - users_reserved < USERS_MIN:
             raise ValueError(
-                f"users_max is {users_max}; one command may bring {USERS_MIN} users' data"
+                f"users_max is {users_max}, {users_reserved} of them reserved; "
+                f"one command may bring {USERS_MIN} users' data"
             )
         self.head = head
-        self.cache = HolderCache(users_max)
+        self.cache = HolderCache(users_max, reserved=users_reserved)
         self.refusals: Counter[str] = Counter()
         self.replays = 0
         self.deferrals = 0

@@ -32,6 +32,7 @@ def open_engine(
     now: int,
     assets: Iterable[Asset] = BUILT_IN,
     users_max: int = 10_000,
+    users_reserved: int = 0,
     queue_max: int = 20_000,
     batch_max: int = 1_000,
 ) -> Engine:
@@ -43,6 +44,7 @@ def open_engine(
         store.head(),
         standing_of(store),
         users_max=users_max,
+        users_reserved=users_reserved,
         queue_max=queue_max,
         batch_max=batch_max,
     )

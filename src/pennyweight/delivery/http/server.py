@@ -15,10 +15,10 @@ import gc
 import logging
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import uvicorn
@@ -63,6 +63,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     is_garbage_ours: bool = False
 
 
+class Agent(Protocol):
+    """Something that acts on the outside world while the book is served, in threads of its own."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End; blocks until it has."""
+
+
 class Server(uvicorn.Server):
     """uvicorn's server around one book. `run` blocks, `stop` may be called from any thread."""
 
@@ -77,8 +87,12 @@ class Server(uvicorn.Server):
         on_ready: Callable[[str], object] = lambda _: None,
         neighbours: operations.Neighbours = operations.no_neighbours,
         expiries: Mapping[str, Callable[[int], Command]] | None = None,
+        agents: Sequence[Agent] = (),
     ) -> None:
-        """See the module's docstring; for `expiries` see `HoldExpiry`."""
+        """See the module's docstring; for `expiries` see `HoldExpiry`.
+
+        `agents` run while the book is served: started once it listens, stopped before it.
+        """
         self.book = book
         self.settings = settings
         self.address = ""
@@ -93,7 +107,7 @@ class Server(uvicorn.Server):
             receive_seconds=settings.receive_seconds,
             stall_seconds=settings.stall_seconds,
         )
-        self._expiry = HoldExpiry(book, commands=expiries)
+        self._agents: list[Agent] = [HoldExpiry(book, commands=expiries), *agents]
         self._chores: list[asyncio.Task[None]] = []
         desk = Desk(book, guard, metrics)
         metrics.watch(book)
@@ -132,7 +146,8 @@ class Server(uvicorn.Server):
         except SystemExit:  # the address cannot be had
             self.book.stop()
             raise
-        self._expiry.start()
+        for agent in self._agents:
+            agent.start()
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._chores.append(asyncio.create_task(self._sweep()))
@@ -150,7 +165,8 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         for chore in self._chores:
             chore.cancel()
-        await asyncio.get_running_loop().run_in_executor(None, self._expiry.stop)
+        for agent in self._agents:
+            await asyncio.get_running_loop().run_in_executor(None, agent.stop)
         seconds = self.settings.shutdown_seconds
         await asyncio.get_running_loop().run_in_executor(None, self.book.stop, seconds)
         self._readers.shutdown(wait=False, cancel_futures=True)
@@ -204,6 +220,7 @@ def serve(
     on_ready: Callable[[str], object],
     neighbours: operations.Neighbours = operations.no_neighbours,
     expiries: Mapping[str, Callable[[int], Command]] | None = None,
+    agents: Sequence[Agent] = (),
 ) -> None:
     """Serve until a signal says stop. Raises SystemExit when the address cannot be had."""
     Server(
@@ -215,4 +232,5 @@ def serve(
         on_ready=on_ready,
         neighbours=neighbours,
         expiries=expiries,
+        agents=agents,
     ).run()

@@ -1,0 +1,106 @@
+"""The book's ends in Kafka, put together: settlements in, events and dead letters out."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from pennyweight.agents.inbound import Inbox, Intake
+from pennyweight.agents.relay import PAGE, Relay, as_dead_letter, as_json
+from pennyweight.config import ConfigError, Kafka
+from pennyweight.delivery.settlements import settlement_of
+from pennyweight.ledger.letters import SET_ASIDE
+from pennyweight.links.kafka import ExtraMissing
+from pennyweight.products import withdrawals
+from pennyweight.products.withdrawals import settle, shared
+from pennyweight.runtime.driver import ThreadedBook
+
+USERS_RESERVED = PAGE
+"""Users whose entries the relay may have in memory."""
+
+DEAD_LETTERS = "{topic}.dead-letters"
+
+_EVENTS = (
+    shared.ACCEPTED,
+    shared.SETTLED,
+    shared.CANCELLED,
+    shared.EXPIRED,
+    shared.UNSOLICITED,
+    shared.DEFICIT,
+)
+
+
+class Streams:
+    """Consumer and relay of one book, as an agent of the server."""
+
+    def __init__(self, book: ThreadedBook, settings: Kafka) -> None:
+        """Nothing runs yet. Raises ConfigError where the client is not installed."""
+        options = dict(option.split("=", 1) for option in settings.options)
+        events = as_json(settings.events_topic, "user_id")
+        try:
+            self.intake = Intake(
+                book,
+                settings.broker,
+                {settings.settlements_topic: Inbox(settlement_of, settle.SetAside)},
+                group=settings.group,
+                options=options,
+            )
+            self.relay = Relay(
+                book,
+                settings.broker,
+                {
+                    **dict.fromkeys(_EVENTS, events),
+                    SET_ASIDE: as_dead_letter(lambda topic: DEAD_LETTERS.format(topic=topic)),
+                },
+                name=f"relay:{settings.events_topic}",
+                products=(withdrawals.PRODUCT,),
+                topic=settings.events_topic,
+                options=options,
+            )
+        except ExtraMissing as error:
+            raise ConfigError(f"kafka.broker is set, but {error}") from None
+
+    def start(self) -> None:
+        """Begin to read and to relay; the book must have been started."""
+        self.relay.start()
+        self.intake.start()
+
+    def stop(self) -> None:
+        """Stop reading, then relay what was done, if the broker is there."""
+        self.intake.stop()
+        self.relay.stop()
+
+    def down(self) -> dict[str, str]:
+        """Return what does not work, for `/readyz`."""
+        states = {"settlements": self.intake.status, "events": self.relay.status}
+        return {f"kafka {name}": state for name, state in states.items() if state}
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what both have done since the start, in Prometheus' terms."""
+        intake, relay = self.intake, self.relay
+        messages = CounterMetricFamily(
+            "pennyweight_kafka_messages", "Messages read, by what became of them", labels=("what",)
+        )
+        for what in ("consumed", "booked", "replayed", "set_aside", "ignored"):
+            messages.add_metric((what,), getattr(intake, what))
+        yield messages
+        lag = GaugeMetricFamily(
+            "pennyweight_kafka_lag_messages",
+            "Messages not yet booked",
+            labels=("topic", "partition"),
+        )
+        for (topic, partition), behind in list(intake.lag.items()):
+            lag.add_metric((topic, str(partition)), behind)
+        yield lag
+        gauge, counter = GaugeMetricFamily, CounterMetricFamily
+        yield gauge(
+            "pennyweight_kafka_paused", "1 while messages wait for the book", value=intake.is_paused
+        )
+        yield counter(
+            "pennyweight_kafka_conflicts", "Cursors found elsewhere", value=intake.conflicts
+        )
+        yield counter(
+            "pennyweight_kafka_failures", "Messages that a rule broke on", value=intake.failures
+        )
+        yield counter("pennyweight_relay_events", "Events acknowledged", value=relay.sent)
+        yield gauge("pennyweight_relay_lag_entries", "Entries not yet relayed", value=relay.lag)
