@@ -12,11 +12,13 @@ from pathlib import Path
 
 import msgspec
 
+from pennyweight.engine.engine import Submission
 from pennyweight.ledger.accounts import escape_user_id
 from pennyweight.ledger.assets import Asset
 from pennyweight.ledger.draft import TRANSFERS_MAX
 from pennyweight.ledger.money import canonical, to_units
 from pennyweight.ledger.refusals import Refused
+from pennyweight.products.general import LoadBalances
 
 USER_COLUMN = "user_id"
 BYTES_MAX = 256 * 1024 * 1024
@@ -61,6 +63,11 @@ class Balances(msgspec.Struct, frozen=True):
     digest: str
     rows: list[Row]
     totals: dict[str, int]
+
+
+def load_of(digest: str, row: Row) -> Submission:
+    """Return the command that loads a row; its key is the data's digest and the row's number."""
+    return Submission(LoadBalances(row.user, row.balances), key=f"load:{digest}:{row.number}")
 
 
 def read_balances(path: Path, assets: Mapping[str, Asset]) -> Balances:

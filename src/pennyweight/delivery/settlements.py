@@ -79,6 +79,18 @@ def settlement_key(settlement_id: str) -> str:
     return KEY_PREFIX + settlement_id
 
 
+def check_key(key: str) -> None:
+    """Refuse a key of somebody else's that settlements could have: theirs must never be taken.
+
+    Refusal: withdrawal_id_invalid.
+    """
+    if key.startswith((KEY_PREFIX, STREAM_PREFIX)):
+        refuse(
+            Reason.WITHDRAWAL_ID_INVALID,
+            f"{KEY_PREFIX!r} and {STREAM_PREFIX!r} begin the keys of settlements",
+        )
+
+
 def settle_of(body: SettlementBody) -> Settle:
     """Return the command that a body asks for."""
     return Settle(

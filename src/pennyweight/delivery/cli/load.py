@@ -7,7 +7,7 @@ import msgspec
 from cyclopts import Parameter
 
 from pennyweight.config import load as load_config
-from pennyweight.delivery.balances import BadFile, Balances, Row, read_balances
+from pennyweight.delivery.balances import BadFile, Balances, Row, load_of, read_balances
 from pennyweight.delivery.cli.shared import (
     ConfigFile,
     Data,
@@ -17,10 +17,8 @@ from pennyweight.delivery.cli.shared import (
     progress,
     roof,
 )
-from pennyweight.engine.engine import Submission
 from pennyweight.engine.receipts import Outcome, Receipt, Refusal
 from pennyweight.ledger.money import format_amount
-from pennyweight.products.general import LoadBalances
 from pennyweight.runtime.inline import InlineBook
 
 BATCH = 500
@@ -89,16 +87,11 @@ def _load(book: InlineBook, balances: Balances, file: Path) -> Summary:
     with progress("loading", "users") as tell:
         for start in range(0, len(balances.rows), BATCH):
             rows = balances.rows[start : start + BATCH]
-            outcomes = book.execute_many([_submission(balances.digest, row) for row in rows])
+            outcomes = book.execute_many([load_of(balances.digest, row) for row in rows])
             for row, outcome in zip(rows, outcomes, strict=True):
                 _count(summary, row, outcome)
             tell(start + len(rows), len(balances.rows))
     return summary
-
-
-def _submission(digest: str, row: Row) -> Submission:
-    """One row as a command; its key is the file's digest and the row's number."""
-    return Submission(LoadBalances(row.user, row.balances), key=f"load:{digest}:{row.number}")
 
 
 def _count(summary: Summary, row: Row, outcome: Outcome) -> None:

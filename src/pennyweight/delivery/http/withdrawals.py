@@ -73,9 +73,8 @@ from pennyweight.delivery.http.withdrawals_shapes import (
     withdrawal_decoder,
 )
 from pennyweight.delivery.settlements import (
-    KEY_PREFIX,
-    STREAM_PREFIX,
     PostedSettlement,
+    check_key,
     read_settlement,
     settle_of,
     settlement_in,
@@ -159,6 +158,7 @@ def _withdraw_of(body: WithdrawalBody) -> Withdraw:
     if body.withdrawal_id is not None:
         withdrawal_id = text_of(body.withdrawal_id)
         check_withdrawal_id(withdrawal_id)
+        check_key(withdrawal_id)
         if withdrawal_id == CHECK:
             refuse(Reason.WITHDRAWAL_ID_INVALID, f"{CHECK!r} is a path of ours, not an id")
     return Withdraw(
@@ -170,16 +170,13 @@ def _withdraw_of(body: WithdrawalBody) -> Withdraw:
     )
 
 
-def _key(request: Request, in_body: str | None = None, *, otherwise: str = "") -> str:
-    """Return a caller's key, or another one, "" for none. Raises BadRequest.
-
-    Keys of settlements are not for others: a settlement must never find its own taken.
-    """
-    key = key_of(request, in_body) or otherwise
-    if key.startswith((KEY_PREFIX, STREAM_PREFIX)):
-        raise BadRequest(
-            "idempotency_key_invalid", f"{KEY_PREFIX!r} and {STREAM_PREFIX!r} begin other keys"
-        )
+def _key(request: Request, in_body: str | None = None) -> str:
+    """Return a caller's key, "" for none; none that a settlement could have. Raises BadRequest."""
+    key = key_of(request, in_body)
+    try:
+        check_key(key)
+    except Refused as refused:
+        raise BadRequest("idempotency_key_invalid", refused.message) from None
     return key
 
 
@@ -188,7 +185,7 @@ def _parse_withdrawal(request: Request, _: Standing) -> Submission:
     command = _withdraw_of(body)
     return Submission(
         command,
-        key=_key(request, body.idempotency_key, otherwise=command.withdrawal_id),
+        key=_key(request, body.idempotency_key) or command.withdrawal_id,
         not_after=deadline_of(request, body.not_after),
     )
 
