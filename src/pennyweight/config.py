@@ -15,8 +15,8 @@ from typing import Any, Literal
 import msgspec
 
 PREFIX = "PENNYWEIGHT_"
-NOT_SETTINGS = frozenset({"PENNYWEIGHT_CONFIG", "PENNYWEIGHT_DATA"})
-"""Variables that say where configuration and book are, and are no settings themselves."""
+NOT_SETTINGS = frozenset({"PENNYWEIGHT_CONFIG", "PENNYWEIGHT_DATA", "PENNYWEIGHT_KEY"})
+"""Variables that say where configuration and book are, or who asks, and are no settings themselves."""
 
 TEST_PREFIX = "PENNYWEIGHT_TEST_"
 """Variables of the test suite; never settings."""

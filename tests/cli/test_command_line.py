@@ -31,7 +31,11 @@ def test_help_lists_every_verb(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [*((verb,) for verb in OWN_VERBS), *(("keys", v) for v in ("create", "list", "revoke"))],
+    [
+        *((verb,) for verb in OWN_VERBS),
+        *(("keys", verb) for verb in ("create", "list", "revoke")),
+        *((name, verb) for name in ("limits", "modes") for verb in ("show", "set")),
+    ],
 )
 def test_every_verb_has_help_with_an_example(cli: Cli, words: tuple[str, ...]) -> None:
     ran = cli(*words, "--help")

@@ -20,6 +20,8 @@ _VERBS = (
     ("export", "journal:export", "Write a book's journal as lines of JSON."),
     ("import", "journal:import_book", "Rebuild a book from an export."),
     ("keys", "keys:app", "Create, list and revoke API keys."),
+    ("limits", "controls:limits", "Show and set what withdrawals may be at most."),
+    ("modes", "controls:modes", "Show and set which withdrawals are taken."),
     ("config", "settings:config", "Print the configuration in effect."),
     ("bench", "bench:app", "Measure speed, then verify the book."),
     ("simulate", "simulate:app", "Generate users and traffic."),

@@ -1,0 +1,242 @@
+"""`pennyweight limits` and `pennyweight modes`: what the risk desk lets through."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from cyclopts import App, Parameter
+
+from pennyweight.config import load
+from pennyweight.delivery.cli.remote import Address, Key, MaybeData, ask
+from pennyweight.delivery.cli.shared import ConfigFile, Json, UserError, print_json, roof
+from pennyweight.engine.port import Store, StoreInUse
+from pennyweight.engine.receipts import Receipt, Refusal
+from pennyweight.ledger.commands import Command
+from pennyweight.ledger.money import canonical
+from pennyweight.ledger.refusals import Refused
+from pennyweight.products.withdrawals.controls import (
+    CONTROLS,
+    USER,
+    Controls,
+    SetLimits,
+    SetMode,
+    UserControls,
+)
+
+limits = App(
+    name="limits",
+    help="Show and set what withdrawals may be at most.",
+    result_action="return_value",
+)
+modes = App(
+    name="modes", help="Show and set which withdrawals are taken.", result_action="return_value"
+)
+
+NONE = "none"
+
+User = Annotated[str | None, Parameter(help="Of this user alone; else of all.", negative=())]
+Amount = Annotated[
+    str | None,
+    Parameter(help="Decimal; none lifts the limit, as does leaving it out.", negative=()),
+]
+
+
+@limits.command(name="show")
+def show_limits(
+    *,
+    user: User = None,
+    data: MaybeData = None,
+    address: Address = None,
+    key: Key = "",
+    json: Json = False,
+) -> int:
+    """Show the limits that count for all users, or the own ones of one.
+
+    Example: pennyweight limits show --data book
+    """
+    if address is not None:
+        shown = ask(address, "GET", "/limits" + ("" if user is None else _query(user)), key)
+    else:
+        shown = {"user_id": user, "limits": _limits_in(_folder(data), user)}
+    if json:
+        print_json(shown)
+    else:
+        for limit in shown["limits"]:
+            print(_line(limit))
+        if not shown["limits"]:
+            print("there are no limits")
+    return 0
+
+
+@limits.command(name="set")
+def set_limits(
+    token: Annotated[str, Parameter(help="The token, as in BTC.")],
+    /,
+    *,
+    per_withdrawal: Amount = None,
+    per_day: Amount = None,
+    user: User = None,
+    data: MaybeData = None,
+    address: Address = None,
+    key: Key = "",
+    config: ConfigFile = None,
+    json: Json = False,
+) -> int:
+    """Set both limits of a token: of one withdrawal, and of 24 hours.
+
+    A user's own limit goes before the one for all. A running server is told with --address.
+
+    Example: pennyweight limits set BTC --per-withdrawal 10 --per-day 25 --data book
+    """
+    if per_withdrawal is None and per_day is None:
+        raise UserError("give --per-withdrawal, --per-day or both; none lifts a limit", code=2)
+    most, most_a_day = _amount(per_withdrawal), _amount(per_day)
+    if address is not None:
+        body = {"token": token, "user_id": user, "per_withdrawal": most, "per_day": most_a_day}
+        answer = ask(address, "PUT", "/limits", key, body)
+    else:
+        answer = _execute(SetLimits(token, most, most_a_day, user), _folder(data), config)
+    _tell(answer, _line(answer), json=json)
+    return 0
+
+
+@modes.command(name="show")
+def show_modes(
+    *,
+    data: MaybeData = None,
+    address: Address = None,
+    key: Key = "",
+    json: Json = False,
+) -> int:
+    """Show the mode of everything, and of the tokens that have one of their own.
+
+    Example: pennyweight modes show --data book
+    """
+    if address is not None:
+        shown = ask(address, "GET", "/token-modes", key)
+    else:
+        controls = _controls_in(_folder(data))
+        shown = {"mode": controls.mode, "tokens": dict(sorted(controls.modes.items()))}
+    if json:
+        print_json(shown)
+    else:
+        for what, mode in {"everything": shown["mode"], **shown["tokens"]}.items():
+            print(f"{what}: {mode}")
+    return 0
+
+
+@modes.command(name="set")
+def set_mode(
+    mode: Annotated[
+        Literal["active", "reducing", "halted"],
+        Parameter(
+            help="active: all is taken; reducing: nothing new; halted: no cancelling either."
+        ),
+    ],
+    /,
+    *,
+    token: Annotated[
+        str | None, Parameter(help="Of this token; else of everything.", negative=())
+    ] = None,
+    data: MaybeData = None,
+    address: Address = None,
+    key: Key = "",
+    config: ConfigFile = None,
+    json: Json = False,
+) -> int:
+    """Set which withdrawals are taken. Settlements are facts, and booked in every mode.
+
+    The stricter of a token's mode and that of everything counts.
+
+    Example: pennyweight modes set reducing --token BTC --data book
+    """
+    if address is not None:
+        answer = ask(address, "PUT", "/token-modes", key, {"token": token, "mode": mode})
+    else:
+        answer = _execute(SetMode(mode, token), _folder(data), config)
+    _tell(answer, f"{answer['token'] or 'everything'}: {answer['mode']}", json=json)
+    return 0
+
+
+# ── a book that no server has open ────────────────────────────────────────────────
+
+
+def _folder(data: Path | None) -> Path:
+    if data is None:
+        raise UserError("give --data FOLDER, or --address of a running server", code=2)
+    return data
+
+
+def _execute(command: Command, folder: Path, config: Path | None) -> dict[str, Any]:
+    """Open the book for one command. Raises UserError."""
+    import msgspec  # noqa: PLC0415 - only to show the answer
+
+    try:
+        with roof().open_inline(folder, load(config).config) as book:
+            outcome = book.execute(command)
+    except StoreInUse as error:
+        raise UserError(f"{error}; give --address", code=2) from None
+    if isinstance(outcome, Receipt):
+        answer: dict[str, Any] = msgspec.to_builtins(outcome.answer)
+        return answer
+    raise UserError(outcome.message if isinstance(outcome, Refusal) else str(outcome))
+
+
+def _controls_in(folder: Path) -> Controls:
+    """Return the general modes and limits of a book."""
+    store = roof().open_reader(folder)
+    try:
+        return _general(store)
+    finally:
+        store.close()
+
+
+def _general(store: Store) -> Controls:
+    record = store.record(CONTROLS, "all")
+    return Controls() if record is None else record.read(Controls)
+
+
+def _limits_in(folder: Path, user: str | None) -> list[dict[str, Any]]:
+    """Return the limits of all, or of one user, of a book."""
+    store = roof().open_reader(folder)
+    try:
+        found = _general(store).limits
+        if user is not None:
+            record = store.record(USER, user)
+            found = {} if record is None else record.read(UserControls).limits
+    finally:
+        store.close()
+    return [
+        {"token": token, "per_withdrawal": one.per_withdrawal, "per_day": one.per_day}
+        for token, one in sorted(found.items())
+    ]
+
+
+# ── words ─────────────────────────────────────────────────────────────────────────
+
+
+def _amount(text: str | None) -> str | None:
+    """Return a limit as it is kept, None for none. Raises UserError."""
+    if text is None or text.lower() == NONE:
+        return None
+    try:
+        return canonical(text)
+    except Refused as refused:
+        raise UserError(refused.message, code=2) from None
+
+
+def _line(limit: dict[str, Any]) -> str:
+    per_withdrawal = limit["per_withdrawal"] or "no limit"
+    per_day = limit["per_day"] or "no limit"
+    return f"{limit['token']}: {per_withdrawal} a withdrawal, {per_day} in 24 hours"
+
+
+def _query(user: str) -> str:
+    return f"?user_id={quote(user, safe='')}"
+
+
+def _tell(answer: Any, line: str, *, json: bool) -> None:
+    if json:
+        print_json(answer)
+    else:
+        print(line)

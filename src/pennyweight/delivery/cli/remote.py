@@ -1,0 +1,61 @@
+"""Talking to a running server, for verbs that can do without opening its book."""
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+
+from pennyweight.delivery.cli.shared import UserError
+
+TIMEOUT_SECONDS = 20
+
+Address = Annotated[
+    str | None,
+    Parameter(name="--address", help="A running server: http://HOST:PORT.", negative=()),
+]
+Key = Annotated[
+    str,
+    Parameter(
+        name="--key", env_var="PENNYWEIGHT_KEY", help="The API key for it, if any.", negative=()
+    ),
+]
+MaybeData = Annotated[
+    Path | None,
+    Parameter(
+        name="--data",
+        env_var="PENNYWEIGHT_DATA",
+        help="The folder of the book, if no server has it open.",
+        negative=(),
+    ),
+]
+
+
+def ask(address: str, method: str, path: str, key: str, body: Any = None) -> Any:
+    """Send a request to a server and return its answer. Raises UserError."""
+    if not address.startswith(("http://", "https://")):
+        raise UserError(f"--address is {address!r}, not http://HOST:PORT", code=2)
+    request = urllib.request.Request(  # noqa: S310 - the scheme was looked at
+        address.rstrip("/") + path,
+        None if body is None else msgspec.json.encode(body),
+        {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
+        method=method,
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+            return msgspec.json.decode(answer.read())
+    except urllib.error.HTTPError as error:
+        raise UserError(_said(error)) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{address} does not answer: {error}") from None
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """Return what a server says is wrong."""
+    try:
+        problem = msgspec.json.decode(error.read())
+        return f"{problem['code']}: {problem['detail']}"
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return f"HTTP {error.code}"
