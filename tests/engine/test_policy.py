@@ -262,18 +262,18 @@ def test_scaling_keeps_the_order():
 # ── beside the others ─────────────────────────────────────────────────────────
 
 BEHIND = {
-    "uniform": 1.0,  # nothing is to be learned: all differences are chance
-    "hot set shifts": 0.8,  # it begins with the longest half-life and has to learn
-    "hot set drifts": 0.8,
-    "with settlements": 0.5,
+    "uniform": 0.8,  # nothing is to be learned: all differences are chance
+    "hot set shifts": 1.4,  # it begins with the longest half-life and has to learn, which
+    "hot set drifts": 0.8,  # weighs more in a short trace than in the long ones of docs/cache.md
+    "with settlements": 0.8,
 }
 
 
 def test_comparison_with_the_literature():
     """On small traces: hardly behind the best online policy anywhere, and never at zero."""
-    seen = compare(users=900, capacity=300, requests=40_000, seed=1, report=lambda *_: None)
+    seen = compare(users=900, capacity=300, requests=25_000, seed=1, report=lambda *_: None)
     for place, (trace, lead) in enumerate(zip(seen.traces, seen.lead(), strict=True)):
-        assert 100 * lead > -BEHIND.get(trace, 0.3), trace
+        assert 100 * lead > -BEHIND.get(trace, 0.2), trace
         ours, optimum = (seen.hit_ratios[name][place] for name in (OURS, OPTIMUM))
         assert 0.2 < ours <= optimum, trace
 
