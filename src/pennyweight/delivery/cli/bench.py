@@ -17,9 +17,9 @@ from pennyweight.delivery.cli.bench_shared import (
     Seconds,
     Token,
     WarmUp,
-    host_and_port,
     measure,
 )
+from pennyweight.delivery.cli.shared import host_and_port
 from pennyweight.simulators.figures import Setting
 
 app = App(name="bench", help="Measure speed, then verify the book.", result_action="return_value")

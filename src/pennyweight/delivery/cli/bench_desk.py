@@ -15,9 +15,9 @@ from pennyweight.delivery.cli.bench_shared import (
     Seconds,
     Token,
     WarmUp,
-    host_and_port,
     measure,
 )
+from pennyweight.delivery.cli.shared import host_and_port
 from pennyweight.simulators.figures import Setting
 
 Users = Annotated[int, Parameter(help="How many users there are, of the generated population.")]

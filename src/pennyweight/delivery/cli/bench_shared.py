@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import msgspec
 from cyclopts import Parameter
@@ -58,19 +57,6 @@ def measure(setting: Setting, runs: int, json: Path | None) -> int:
     if json is not None:
         _write(figures, json)
     return 0 if figures.verified else 1
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """Read http://host:port or host:port. Raises UserError."""
-    wrong = UserError(f"an address is like http://127.0.0.1:8080, not {address!r}", code=2)
-    try:
-        parts = urlsplit(address if "//" in address else f"//{address}")
-        host, port = parts.hostname, parts.port or 80
-    except ValueError:
-        raise wrong from None
-    if not host or parts.scheme not in {"", "http"}:
-        raise wrong
-    return host, port
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
@@ -80,6 +81,19 @@ def use(roof: Roof) -> None:
 def roof() -> Roof:
     """Return the roof."""
     return _roofs[0]
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Read http://host:port or host:port. Raises UserError."""
+    wrong = UserError(f"an address is like http://127.0.0.1:8080, not {address!r}", code=2)
+    try:
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        host, port = parts.hostname, parts.port or 80
+    except ValueError:
+        raise wrong from None
+    if not host or parts.scheme not in {"", "http"}:
+        raise wrong
+    return host, port
 
 
 def print_json(value: Any) -> None:

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from pennyweight.delivery.cli.shared import UserError
+from pennyweight.delivery.cli.simulate_settlements import settlements
 from pennyweight.simulators.population import LINE_ENDS, population_csv
 
 USERS_MAX = 10_000_000
 
 app = App(name="simulate", help="Generate users and traffic.", result_action="return_value")
+app.command(settlements)
 
 
 @app.command
