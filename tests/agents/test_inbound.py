@@ -18,6 +18,7 @@ from pennyweight.ledger.commands import Command
 from pennyweight.ledger.entries import CursorMove, decode_entry
 from pennyweight.ledger.letters import LETTER, DeadLetter
 from pennyweight.ledger.refusals import Reason, refuse
+from pennyweight.links import kafka
 from pennyweight.products.general import OpenAccount, Transfer
 from pennyweight.products.withdrawals.settle import SetAside
 from pennyweight.runtime.clock import ClockGuard
@@ -71,14 +72,18 @@ class Rig:
         assert isinstance(outcomes[0], Receipt), outcomes
 
     def read(
-        self, handle: Callable[[Inbound], Submission] | None = None, **settings: Any
+        self,
+        handle: Callable[[Inbound], Submission] | None = None,
+        *,
+        session: str = "3000",
+        **settings: Any,
     ) -> Intake:
         intake = Intake(
             self.book,
             self.broker.address,
             {TOPIC: Inbox(handle or transfer, SetAside)},
             group="engine",
-            options={"session.timeout.ms": "3000", "heartbeat.interval.ms": "100"},
+            options={"session.timeout.ms": session, "heartbeat.interval.ms": "100"},
             **settings,
         )
         intake.start()
@@ -378,13 +383,19 @@ def test_broker_down_at_the_start(rig: Rig) -> None:
     assert intake.status == ""
 
 
-def test_stop_while_the_broker_is_down(rig: Rig) -> None:
+def test_stop_while_the_broker_is_down(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client would try to leave its group for as long as its session lasts."""
+    monkeypatch.setattr(kafka, "CLOSE_SECONDS", 0.2)
     rig.send(b"1")
-    intake = rig.read()
+    intake = rig.read(session="120000")
     wait_for(lambda: intake.booked == 1)
     rig.broker.down()
     wait_for(lambda: intake.status)
-    intake.stop()
+    stop = threading.Thread(target=intake.stop)
+    stop.start()
+    stop.join(60)
+    assert not stop.is_alive()
+    assert intake.lag == {}
 
 
 def test_agent_that_breaks_begins_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ imported when one of them is made, because the command line must start quickly.
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
@@ -19,6 +20,7 @@ BATCH = 500
 PROBE_SECONDS = 3.0
 """After so long without a sign of life the broker is asked for one."""
 
+CLOSE_SECONDS = 2.0
 _PROBE_TIMEOUT_SECONDS = 1.0
 _SILENCE_SECONDS = 0.05
 """No topic is deleted, made again and written to in so short a time."""
@@ -169,6 +171,8 @@ class Consumer(_Link):
         settings = self._settings(self._options)
         del settings["error_cb"]  # its results tell what went wrong; it makes no status
         self._admin = AdminClient(settings)
+        self._gained: set[tuple[str, int]] = set()
+        self._is_closed = False
         self._has_ids = False
         self._is_silent = True
         self._sure_at = self._asked_at = 0.0
@@ -257,8 +261,17 @@ class Consumer(_Link):
         return self._identify() == self._names
 
     def close(self) -> None:
-        """Leave the group."""
-        self._consumer.close()
+        """Leave the group, after `on_loss` was told of every partition.
+
+        While the broker is down the client tries to leave for as long as its session
+        lasts; after a moment it is left to that.
+        """
+        if self._gained:
+            self._on_loss(sorted(self._gained))
+        self._is_closed = True
+        leave = threading.Thread(target=self._consumer.close, name="kafka-leave", daemon=True)
+        leave.start()
+        leave.join(CLOSE_SECONDS)
 
     # ── inside ────────────────────────────────────────────────────────────────────
 
@@ -322,14 +335,21 @@ class Consumer(_Link):
         self._sure_at = now
 
     def _gain(self, consumer: Any, partitions: list[Any]) -> None:
+        if self._is_closed:
+            return
         for place in partitions:
+            self._gained.add((place.topic, place.partition))
             stream, position = self._stream(place.topic, place.partition)
             place.offset = self._offset(position)
             self._on_gain(place.topic, place.partition, stream, position)
         consumer.incremental_assign(partitions)
 
     def _lose(self, _: Any, partitions: list[Any]) -> None:
-        self._on_loss([(place.topic, place.partition) for place in partitions])
+        if self._is_closed:
+            return
+        lost = [(place.topic, place.partition) for place in partitions]
+        self._gained.difference_update(lost)
+        self._on_loss(lost)
 
     def _stream(self, topic: str, partition: int) -> tuple[str, int | None]:
         """Return the stream of a partition, under the name that the book knows, and its position."""
