@@ -53,11 +53,15 @@ def test_demo_is_alive_until_stopped(tmp_path):
     try:
         welcome = read_until(process, "Ctrl-C stops")
         lines = [line.strip() for line in welcome.splitlines() if line.strip().startswith("curl")]
-        assert len(lines) == 3
+        assert len(lines) == 5
         assert curl(lines[0])["Amount"] == "1000"
         assert curl(lines[1])["Amount"] == "12.5"
         assert curl(lines[0])["Amount"] == "987.5"
         assert curl(lines[2])["data"]
+        withdrawn = curl(lines[3])
+        assert withdrawn["status"] == "SUFFICIENT_BALANCE"
+        token = re.search(r'"token": "(\w+)"', lines[3])[1]
+        assert token in curl(lines[4])["balances"]
         counted = read_until(process, "requests")
         assert re.search(r"[1-9]\d* done", counted)
         process.send_signal(signal.SIGINT)

@@ -1,6 +1,7 @@
-"""Modest live traffic for the demo: payments, bets, wins, rollbacks, replays and refusals.
+"""Modest live traffic for the demo: payments, bets, withdrawals, replays and refusals.
 
-Users pay one another and bet from the same accounts. The same seed gives the same
+Users pay one another, bet and withdraw from the same accounts; withdrawals are settled for
+about what was asked, or cancelled. The same seed gives the same
 choices; what comes of them is the server's to say.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 
 from pennyweight.simulators.client import Client
+from pennyweight.simulators.venue import PRICES, Accepted, Odds, messages_of
 
 CURRENCY = "USD"
 CURRENCY_ID = 1
@@ -22,6 +24,12 @@ _ADOPTING = 32
 
 _BROKE = "99999999.99"
 """Dollars that nobody here has."""
+
+_OVER_FILLED = 0.05
+"""Share of the settlements that sell more than was held."""
+
+_REFUSALS = ("RS_ERROR", "INSUFFICIENT")
+"""How the status of an answer begins that came with 200 and did nothing."""
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -67,14 +75,20 @@ class Traffic:
         self._address = address
         self._connection = http.client.HTTPConnection(*address, timeout=10)
         self._bets: deque[Open] = deque(maxlen=_REMEMBERED)
+        self._withdrawals: deque[Accepted] = deque()
+        self._venue = (Odds(over_fill=_OVER_FILLED), seed)
         self._sent: deque[Sent] = deque(maxlen=_REMEMBERED)
         shares: dict[Callable[[], None], int] = {
-            self._pay: 50,
-            self._bet: 22,
-            self._win: 12,
-            self._replay: 7,
-            self._pay_too_much: 6,
-            self._roll_back: 3,
+            self._pay: 35,
+            self._bet: 16,
+            self._win: 9,
+            self._withdraw: 13,
+            self._settle: 12,
+            self._replay: 6,
+            self._pay_too_much: 3,
+            self._roll_back: 2,
+            self._withdraw_too_much: 2,
+            self._cancel: 2,
         }
         self._kinds, self._weights = list(shares), list(shares.values())
 
@@ -176,6 +190,38 @@ class Traffic:
             body["currency"] = CURRENCY
         return self._send(Sent(f"/transaction/{kind}", msgspec.json.encode(body)))
 
+    def _withdraw(self) -> None:
+        self._withdraw_quantity(f"0.{self._draw.randrange(1, 10_000):04d}")
+
+    def _withdraw_too_much(self) -> None:
+        self._withdraw_quantity(_BROKE)
+
+    def _withdraw_quantity(self, quantity: str) -> None:
+        token, user = self._draw.choice(list(PRICES)), self._draw.choice(self._users)
+        wanted = Accepted(user, self._uuid(), token, quantity)
+        body = {
+            "user_id": user,
+            "token": token,
+            "requested_quantity": quantity,
+            "withdrawal_id": wanted.withdrawal_id,
+        }
+        if self._send(Sent("/withdrawals", msgspec.json.encode(body))):
+            self._withdrawals.append(wanted)
+
+    def _settle(self) -> None:
+        if not self._withdrawals:
+            return self._withdraw()
+        settlement = messages_of(self._withdrawals.popleft(), *self._venue)[0].value
+        self._send(Sent("/settlements", settlement))
+        return None
+
+    def _cancel(self) -> None:
+        if not self._withdrawals:
+            return self._withdraw()
+        withdrawal_id = self._withdrawals.pop().withdrawal_id
+        self._send(Sent(f"/withdrawals/{withdrawal_id}/cancel", b"{}", self._uuid()))
+        return None
+
     def _replay(self) -> None:
         """Ask for something once more, as a client does that lost the answer."""
         if self._sent:
@@ -186,7 +232,7 @@ class Traffic:
     def _send(self, sent: Sent, *, is_replay: bool = False) -> bool:
         """Send and count; True if it was done."""
         status, answer = self._ask("POST", sent.path, sent.body, sent.key)
-        is_done = status == 200 and answer.get("status", "RS_OK") == "RS_OK"
+        is_done = status == 200 and not str(answer.get("status")).startswith(_REFUSALS)
         counts = self.counts
         if status >= 500:
             counts.unknown += 1

@@ -20,6 +20,7 @@ from pennyweight.delivery.cli.verify import verify
 from pennyweight.simulators.population import FIRST_ID, population_csv
 from pennyweight.simulators.server import Server, ServerFailed
 from pennyweight.simulators.traffic import Counts, Traffic
+from pennyweight.simulators.withdrawing import tokens_of
 
 _PORT = 8080
 _LINE_SECONDS = 5.0
@@ -45,8 +46,9 @@ def demo(
 ) -> int:
     """Start an engine on a fresh book, load made-up users, and keep some traffic going.
 
-    Users pay each other and bet from the same accounts, over HTTP; some requests are
-    refused, some repeated. Ctrl-C stops it in order, and the book is verified.
+    Users pay each other, bet and withdraw from the same accounts, over HTTP; what they
+    withdraw is settled. Some requests are refused, some repeated. Ctrl-C stops it in
+    order, and the book is verified.
 
     Example: pennyweight demo --data demo-book --seconds 60
     """
@@ -82,7 +84,7 @@ def _serve(
     shown = _Counter()
     try:
         traffic.prepare()
-        _welcome(server, traffic)
+        _welcome(server, traffic, _withdrawal(users, seed))
         started = time.monotonic()
         while not stop.is_set() and not (seconds and time.monotonic() - started >= seconds):
             traffic.step()
@@ -96,8 +98,21 @@ def _serve(
     shown.end(time.monotonic() - started, traffic.counts)
 
 
-def _welcome(server: Server, traffic: Traffic) -> None:
+def _withdrawal(users: int, seed: int) -> tuple[str, str]:
+    """Return a user's id and a withdrawal of his, with which he has enough to go on."""
+    for number, tokens in enumerate(tokens_of(users, seed)):
+        crypto = [token for token in tokens if token in {"BTC", "BCH", "ETH"}]
+        if crypto:
+            user, token = str(FIRST_ID + number), crypto[0]
+            return user, (
+                f'{{"user_id": "{user}", "token": "{token}", "requested_quantity": "0.5"}}'
+            )
+    raise UserError("nobody of this population has anything to withdraw", code=2)
+
+
+def _welcome(server: Server, traffic: Traffic, withdrawal: tuple[str, str]) -> None:
     """Say where everything is, and what to try."""
+    user, withdrawn = withdrawal
     at = server.address
     buyer, seller = traffic.accounts["buyer"], traffic.accounts["seller"]
     body = f'{{"buyer_account_id": {buyer}, "seller_account_id": {seller}, "amount": "12.50"}}'
@@ -114,8 +129,10 @@ try these in another terminal:
   curl {at}/account/{buyer}
   curl -H 'content-type: application/json' -d '{body}' {at}/payments
   curl '{at}/v1/accounts/user:{FIRST_ID + 1}:USD/statement?order=newest&limit=3'
+  curl -H 'content-type: application/json' -d '{withdrawn}' {at}/withdrawals
+  curl {at}/users/{user}/balances
 
-payments and bets are going on; Ctrl-C stops
+payments, bets and withdrawals are going on; Ctrl-C stops
 """
     )
 
