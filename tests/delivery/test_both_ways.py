@@ -116,6 +116,52 @@ def test_transfer_same_bytes(pair: Pair, body: Any) -> None:
     pair.exchange(closing("POST", "/v1/transfers", body))
 
 
+HELD = {"user_id": 100, "token": "BTC", "requested_quantity": "0.5"}
+TRADE = {"user_id": 100, "bought_token": "ETH", "bought_quantity": 1, "sold_token": "BTC"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**HELD, "withdrawal_id": "mine"},
+        {**HELD, "withdrawal_id": "mine", "requested_quantity": 1},
+        {**HELD, "expires_in_seconds": 60},
+        {**HELD, "requested_quantity": 1_000},
+        {**HELD, "user_id": "9"},
+        {**HELD, "token": "XYZ"},
+        {**HELD, "requested_quantity": 0},
+        {**HELD, "requested_quantity": True},
+        {**HELD, "requested_amount": 9},
+        {**HELD, "withdrawal_id": "w5"},
+    ],
+    ids=str,
+)
+def test_withdrawal_same_bytes(pair: Pair, body: Any) -> None:
+    first = pair.exchange(closing("POST", "/withdrawals", body))
+    again = pair.exchange(closing("POST", "/withdrawals", body))
+    assert first[:12] == again[:12]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**TRADE, "sold_quantity": "0.4"},
+        {**TRADE, "sold_quantity": "0.4", "settlement_id": 7},
+        {**TRADE, "sold_quantity": 1_000},
+        {**TRADE, "sold_quantity": 0},
+        {**TRADE, "sold_quantity": -1},
+        {**TRADE, "sold_quantity": 1, "withdrawal_id": "mine"},
+        {**TRADE, "sold_quantity": 1, "user_id": 9},
+        TRADE,
+    ],
+    ids=str,
+)
+def test_settlement_same_bytes(pair: Pair, body: Any) -> None:
+    first = pair.exchange(closing("POST", "/settlements", body))
+    again = pair.exchange(closing("POST", "/settlements", body))
+    assert first[:12] == again[:12]
+
+
 def test_book_same_on_both(pair: Pair) -> None:
     short, long = (served.send("GET", "/v1/entries?limit=1000").body for served in pair)
     assert short == long

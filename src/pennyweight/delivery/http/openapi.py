@@ -43,6 +43,7 @@ _ALWAYS = {
 }
 _COMMANDS = {
     400: ("body_malformed", "The request can never succeed as written."),
+    409: ("not_after_passed", "The deadline has passed, or the key was given up."),
     413: ("body_too_large", "The body is too large."),
     422: ("key_reused", "The idempotency key belongs to another command or content."),
     503: ("outcome_unknown", "Not decided, or unknown: ask again, under the same key."),
@@ -204,6 +205,8 @@ def _errors(route: Route, problem: Any) -> dict[str, Any]:
     known = dict(_ALWAYS) if route.face else {}
     if isinstance(route, CommandRoute):
         known.update(_COMMANDS)
+        if 409 in route.documentation.errors:
+            del known[409]
     elif route.face:
         known.update(_READS)
     sentences = {status: sentence for status, (_, sentence) in known.items()}
