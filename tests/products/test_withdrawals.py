@@ -424,6 +424,21 @@ available=10 held=0
     )
 
 
+def test_expiry_is_to_the_microsecond():
+    """At the very moment it is over: not for a settlement any more, and due."""
+    stage = play(USER + " withdrawals.withdraw 1 BTC 7 expires_in_seconds=60")
+    stage.wait(59.999998)
+    stage.play(
+        """
+        when
+            withdrawals.expire_withdrawal 1         -> hold_not_due
+            withdrawals.settle 1 ETH 1 BTC 1 w1     -> done result=unsolicited
+            withdrawals.settle 1 ETH 1 BTC 1        -> done result=unsolicited
+            withdrawals.expire_withdrawal 1         -> done
+        """
+    )
+
+
 @pytest.mark.parametrize(
     ("seconds", "code"),
     [(0, "expiry_invalid"), (-1, "expiry_invalid"), (1, "done"), (SECONDS_MAX, "done")],

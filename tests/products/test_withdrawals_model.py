@@ -44,6 +44,7 @@ ONE = 10**18
 STEP = 300_000_000
 DAY_STEPS = 288
 STRICTNESS = ("active", "reducing", "halted")
+MODES = ("active", "active", "active", *STRICTNESS)
 
 Place = tuple[str, str]
 """A user and a token."""
@@ -314,12 +315,12 @@ class Model:
 
 users = st.sampled_from([*USERS, *USERS, *USERS, STRANGER])
 tokens = st.sampled_from(TOKENS)
-amounts = st.integers(1, 6)
+amounts = st.integers(1, 3)
 some = st.integers(0, 6)
 names = st.sampled_from(["", "", "x", "y", "z"])
 numbers = st.integers(1, 12)
 ids = st.one_of(names, numbers.map(lambda number: f"w{number}"))
-maxima = st.one_of(st.none(), st.integers(0, 8))
+maxima = st.sampled_from([None, None, 0, 3, 6, 9])
 
 
 class RiskEngineMachine(hs.RuleBasedStateMachine):
@@ -416,6 +417,16 @@ class RiskEngineMachine(hs.RuleBasedStateMachine):
     def expire(self, number: int) -> None:
         self.do(ExpireWithdrawal(number), self.model.expire, number)
 
+    @hs.precondition(lambda self: any(h.until for h in self.model.holds if h.state == "open"))
+    @hs.rule(is_before=st.booleans(), is_swept=st.booleans())
+    def come_to_an_expiry(self, is_before: bool, is_swept: bool) -> None:
+        """Wait for the moment of an expiry, or for just before it."""
+        held = next(h for h in self.model.holds if h.until and h.state == "open")
+        until = held.until or 0
+        self.stage.now = max(self.stage.now, until - 1 - is_before)
+        if is_swept:
+            self.expire(held.number)
+
     @hs.rule(
         user=users,
         tokens=st.one_of(st.permutations(TOKENS), st.just(["BTC", "BTC"])),
@@ -440,11 +451,18 @@ class RiskEngineMachine(hs.RuleBasedStateMachine):
         self.do(command, self.model.settle, command, key=key)
 
     @hs.precondition(lambda self: any(h.state == "open" for h in self.model.holds))
-    @hs.rule(data=st.data(), more=st.integers(-2, 3), is_named=st.booleans())
-    def settle_one(self, data: st.DataObject, more: int, is_named: bool) -> None:
-        """A settlement of a hold that is there, of about its amount."""
+    @hs.rule(
+        data=st.data(),
+        more=st.sampled_from([0, 0, 0, -3, -1, 1, 4]),
+        is_named=st.booleans(),
+        is_strange=st.sampled_from([False, False, True]),
+    )
+    def settle_one(self, data: st.DataObject, more: int, is_named: bool, is_strange: bool) -> None:
+        """A settlement of about a hold that is there, sometimes in the other user's name."""
         held = data.draw(st.sampled_from([h for h in self.model.holds if h.state == "open"]))
         user, sold_token = held.place
+        if is_strange:
+            user = USERS[user == USERS[0]]
         bought_token = TOKENS[1 - TOKENS.index(sold_token)]
         sold = str(max(0, held.amount + more))
         name = held.withdrawal_id if is_named else ""
@@ -468,7 +486,7 @@ class RiskEngineMachine(hs.RuleBasedStateMachine):
             name = command.withdrawal_id
             self.do(command, self.model.withdraw, place, amount, name, seconds, key=key)
 
-    @hs.rule(token=st.sampled_from([None, *TOKENS]), mode=st.sampled_from(["active", *STRICTNESS]))
+    @hs.rule(token=st.sampled_from([None, *TOKENS]), mode=st.sampled_from(MODES))
     def set_mode(self, token: str | None, mode: Any) -> None:
         self.do(SetMode(mode, token), self.model.modes.__setitem__, token or "", mode)
 
@@ -546,6 +564,6 @@ class SQLiteMachine(RiskEngineMachine):
 
 
 TestInMemory = RiskEngineMachine.TestCase
-TestInMemory.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestInMemory.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestInSQLite = SQLiteMachine.TestCase
 TestInSQLite.settings = settings(max_examples=12, stateful_step_count=40, deadline=None)

@@ -226,8 +226,6 @@ def check_limits(draft: Draft, holder: str, token: str, units: int) -> None:
     general_record = draft.record(CONTROLS, "all", holder=DESK)
     user = user_of(holder)
     record = draft.record(USER, user, holder=holder)
-    if general_record is None and record is None:
-        return
     of_all = Limits()
     if general_record is not None:
         of_all = _controls.decode(general_record.body).limits.get(token, of_all)
