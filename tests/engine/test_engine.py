@@ -473,6 +473,15 @@ def test_late_batch_is_cut_and_the_rest_comes_next_in_order():
     assert len(order) == 110
 
 
+def test_batches_after_a_late_one_are_small_and_grow():
+    stage, _ = waiting_engine({Lane.INTERACTIVE: 300})
+    engine, store = stage.book.engine, stage.store
+    sizes = [len(step(engine, store, stage.now, is_late=lambda: True))]
+    while engine.waiting:
+        sizes.append(len(step(engine, store, stage.now)))
+    assert sizes == [32, 32, 41, 52, 66, 77]
+
+
 def test_late_is_not_asked_for_a_small_batch():
     stage, _ = waiting_engine({Lane.INTERACTIVE: LATE_EVERY})
     answers = step(stage.book.engine, stage.store, stage.now, is_late=lambda: True)

@@ -279,12 +279,13 @@ class Engine:
     def decide(self, found: Found, is_late: Callable[[], bool]) -> Append | None:
         """Decide what was taken, in order, and return what to append; None if nothing changed.
 
-        `is_late` is asked now and then; once true, the rest waits for the next batch.
+        `is_late` is asked now and then; once true, the rest waits for the next batch. What
+        waits was read for nothing, so the next batches are as small as this one became, and
+        grow from there.
         """
         if not self._load(found):
             self._put_back_half()
             return None
-        self._batch_cap = min(self._batch_max, self._batch_cap * 2)
         overlay = Overlay(
             self.cache,
             self._standing,
@@ -300,10 +301,14 @@ class Engine:
                 for rest in reversed(taken[index:]):
                     self._lanes[rest.lane].appendleft(rest)
                 del taken[index:]
+                self._batch_cap = index
                 break
             outcome = self._decide_one(submission, overlay)
             if outcome is not None:
                 answers.append((submission, outcome))
+        else:
+            cap = self._batch_cap
+            self._batch_cap = min(self._batch_max, cap + cap // 4 + 1)
         self._append = self._seal(overlay) if overlay.bodies else None
         return self._append
 
