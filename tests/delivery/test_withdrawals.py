@@ -390,7 +390,10 @@ def test_cancel(desk: Desk) -> None:
     again = desk.post("/withdrawals/w1/cancel", key="c")
     assert (again.json, again.headers["idempotent-replayed"]) == (answer, "true")
     assert desk.code("POST", "/withdrawals/w1/cancel") == (409, "withdrawal_cancelled")
-    assert desk.code("POST", "/withdrawals/w1/cancel", {"a": 1}) == (400, "body_invalid")
+    assert desk.code("POST", "/withdrawals/w1/cancel", {"a": 1}) == (409, "withdrawal_cancelled")
+    assert desk.code("POST", "/withdrawals/w1/cancel", []) == (400, "body_invalid")
+    past = {"not_after": "2001-01-01T00:00:00Z"}
+    assert desk.code("POST", "/withdrawals/w1/cancel", past) == (409, "not_after_passed")
     shown = desk.get("/withdrawals/w1")
     assert shown["status"] == "cancelled"
     assert "sold_token" not in shown
@@ -650,7 +653,7 @@ def test_letter_that_is_still_bad_stays_open(desk: Desk) -> None:
         place = f"/dead-letters/withdrawals-{number}"
         assert desk.code("POST", f"{place}/replay") == (400, code)
         assert desk.get(place)["state"] == "open"
-    assert desk.code("POST", "/dead-letters/withdrawals-1/replay", {"a": 1})[0] == 400
+    assert desk.code("POST", "/dead-letters/withdrawals-1/replay", []) == (400, "body_invalid")
     assert desk.code("POST", "/dead-letters/other-1/replay") == (404, "dead_letter_not_found")
 
 

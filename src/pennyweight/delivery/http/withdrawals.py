@@ -34,7 +34,6 @@ from pennyweight.delivery.http.wire import (
     page,
     problem_of,
     read,
-    read_nothing,
     receipt_headers,
     rfc3339,
 )
@@ -42,6 +41,7 @@ from pennyweight.delivery.http.withdrawals_shapes import (
     BalanceOfToken,
     BalancesShown,
     CancelledShown,
+    Carried,
     CloseBody,
     DeficitShown,
     DeficitsPage,
@@ -66,6 +66,7 @@ from pennyweight.delivery.http.withdrawals_shapes import (
     WithdrawalShown,
     WithdrawalsPage,
     WouldSuffice,
+    carried_decoder,
     close_decoder,
     limits_decoder,
     mode_decoder,
@@ -89,6 +90,7 @@ from pennyweight.engine.statements import balance_as_of
 from pennyweight.engine.whatif import WhatIf
 from pennyweight.ledger.accounts import Account, holder_of, owed_account, user_holder
 from pennyweight.ledger.assets import Asset
+from pennyweight.ledger.commands import Command
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.entries import Entry, decode_entry
 from pennyweight.ledger.holds import Hold, HoldState
@@ -178,6 +180,15 @@ def _key(request: Request, in_body: str | None = None) -> str:
     except Refused as refused:
         raise BadRequest("idempotency_key_invalid", refused.message) from None
     return key
+
+
+def _submission(command: Command, request: Request, body: Carried) -> Submission:
+    """Return a command under the request's key and deadline. Raises BadRequest."""
+    return Submission(
+        command,
+        key=_key(request, body.idempotency_key),
+        not_after=deadline_of(request, body.not_after),
+    )
 
 
 def _parse_withdrawal(request: Request, _: Standing) -> Submission:
@@ -335,12 +346,8 @@ def _open_withdrawals(store: Store, account_id: str, after: int) -> Iterator[Hol
 
 
 def _parse_cancel(request: Request, _: Standing) -> Submission:
-    read_nothing(request.body)
-    return Submission(
-        CancelWithdrawal(request.params["id"]),
-        key=_key(request),
-        not_after=deadline_of(request),
-    )
+    body = read(carried_decoder, request.body.strip() or b"{}")
+    return _submission(CancelWithdrawal(request.params["id"]), request, body)
 
 
 def _render_cancel(outcomes: list[Outcome], request: Request) -> Reply:
@@ -563,20 +570,18 @@ def _readable(name: str, in_base64: str) -> dict[str, Any]:
 
 
 def _prepare_replay(request: Request, store: Store, _: Standing) -> Submission:
-    read_nothing(request.body)
+    body = read(carried_decoder, request.body.strip() or b"{}")
     record, letter = _letter(request, store)
     settle = settlement_in(b64decode(letter.message.payload))
-    key = settlement_key(settle.settlement_id) if settle.settlement_id else _key(request)
-    return Submission(ReplaySettlement(record.id, settle), key=key, not_after=deadline_of(request))
+    submission = _submission(ReplaySettlement(record.id, settle), request, body)
+    if settle.settlement_id:
+        submission.key = settlement_key(settle.settlement_id)
+    return submission
 
 
 def _parse_close(request: Request, _: Standing) -> Submission:
     body = read(close_decoder, request.body.strip() or b"{}")
-    return Submission(
-        CloseLetter(request.params["id"], body.note),
-        key=_key(request, body.idempotency_key),
-        not_after=deadline_of(request),
-    )
+    return _submission(CloseLetter(request.params["id"], body.note), request, body)
 
 
 def _render_close(outcomes: list[Outcome], request: Request) -> Reply:
@@ -615,11 +620,7 @@ def _parse_limits(request: Request, _: Standing) -> Submission:
         raise BadRequest("body_invalid", "give per_withdrawal, per_day or both; null lifts a limit")
     per_withdrawal, per_day = (None if one is msgspec.UNSET else one for one in given)
     user = None if body.user_id is None else text_of(body.user_id)
-    return Submission(
-        SetLimits(body.token, per_withdrawal, per_day, user),
-        key=_key(request, body.idempotency_key),
-        not_after=deadline_of(request),
-    )
+    return _submission(SetLimits(body.token, per_withdrawal, per_day, user), request, body)
 
 
 def _get_modes(_: Request, store: Store, __: Standing) -> Reply:
@@ -629,11 +630,7 @@ def _get_modes(_: Request, store: Store, __: Standing) -> Reply:
 
 def _parse_mode(request: Request, _: Standing) -> Submission:
     body = read(mode_decoder, request.body)
-    return Submission(
-        SetMode(body.mode, body.token),
-        key=_key(request, body.idempotency_key),
-        not_after=deadline_of(request),
-    )
+    return _submission(SetMode(body.mode, body.token), request, body)
 
 
 def _controls(store: Store) -> Controls:
@@ -842,7 +839,8 @@ def _withdrawal_routes(clock: Callable[[], int]) -> list[Route]:
             _parse_cancel,
             _render_cancel,
             summary="Give back what an open withdrawal holds",
-            description="The body is empty or `{}`.",
+            request=Carried,
+            request_example={},
             answer=CancelledShown,
             answer_example={
                 "withdrawal_id": "w1",
@@ -947,6 +945,8 @@ def _letter_routes() -> list[Route]:
                     "For when what was wrong has been put right. The letter is closed in the "
                     "same entry; it stays open if the settlement is refused once more."
                 ),
+                request=Carried,
+                request_example={},
                 answer=SettlementShown,
                 answer_example=_SETTLED,
                 errors={

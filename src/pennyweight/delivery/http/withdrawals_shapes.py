@@ -16,7 +16,14 @@ Status = Literal["open", "settled", "cancelled", "expired"]
 # ── what comes in ─────────────────────────────────────────────────────────────────
 
 
-class WithdrawalBody(msgspec.Struct, kw_only=True, gc=False):
+class Carried(msgspec.Struct, kw_only=True, gc=False):
+    """What the body of any command may carry."""
+
+    idempotency_key: str | None = None
+    not_after: Moment | None = None
+
+
+class WithdrawalBody(Carried, kw_only=True, gc=False):
     """A withdrawal to check and hold. `requested_amount` is another name of `requested_quantity`.
 
     `withdrawal_id` is the caller's own id for it; it is the idempotency key too, unless
@@ -29,35 +36,31 @@ class WithdrawalBody(msgspec.Struct, kw_only=True, gc=False):
     requested_amount: Amount | None = None
     withdrawal_id: Id | None = None
     expires_in_seconds: int | None = None
-    idempotency_key: str | None = None
-    not_after: Moment | None = None
 
 
-class LimitsBody(msgspec.Struct, kw_only=True, gc=False):
+class LimitsBody(Carried, kw_only=True, gc=False):
     """Both limits of a token, of one user or of all; null or left out: no limit."""
 
     token: Token
     user_id: Id | None = None
     per_withdrawal: Amount | msgspec.UnsetType | None = msgspec.UNSET
     per_day: Amount | msgspec.UnsetType | None = msgspec.UNSET
-    idempotency_key: str | None = None
 
 
-class ModeBody(msgspec.Struct, kw_only=True, gc=False):
+class ModeBody(Carried, kw_only=True, gc=False):
     """The mode of a token; of everything, if that is null or left out."""
 
     mode: Mode
     token: Token | None = None
-    idempotency_key: str | None = None
 
 
-class CloseBody(msgspec.Struct, kw_only=True, gc=False):
+class CloseBody(Carried, kw_only=True, gc=False):
     """Why a dead letter is closed."""
 
     note: Annotated[str, msgspec.Meta(max_length=NOTE_LENGTH_MAX)] = ""
-    idempotency_key: str | None = None
 
 
+carried_decoder = decoder(Carried)
 withdrawal_decoder = decoder(WithdrawalBody)
 settlement_decoder = decoder(PostedSettlement)
 limits_decoder = decoder(LimitsBody)
