@@ -21,6 +21,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import confluent_kafka
 import pytest
@@ -304,6 +305,23 @@ def send(address: str, topic: str, messages: Iterable[Sent]) -> None:
             else:
                 break
     assert producer.flush(30) == 0
+
+
+def read_topic(address: str, topic: str, partitions: int = 4) -> list[list[Any]]:
+    """All that a topic has by now, in order, by partition."""
+    consumer = Consumer({"bootstrap.servers": address, "group.id": "reader", "log_level": 0})
+    places = [TopicPartition(topic, number, 0) for number in range(partitions)]
+    ends = [consumer.get_watermark_offsets(place, timeout=20)[1] for place in places]
+    consumer.assign(places)
+    found: list[list[Any]] = [[] for _ in places]
+    until = time.monotonic() + UP_SECONDS_MAX
+    while any(len(part) < end for part, end in zip(found, ends, strict=True)):
+        assert time.monotonic() < until, f"{topic} could not be read to its end"
+        for message in consumer.consume(1_000, 0.2):
+            if message.error() is None:
+                found[message.partition()].append(message)
+    consumer.close()
+    return found
 
 
 # ── fixtures ──────────────────────────────────────────────────────────────────────

@@ -6,11 +6,15 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def serving(folder):
-    """A server on a free port; whoever leaves kills it, if it still lives."""
+def serving(folder, *words, port=0):
+    """A server on a free port, or on this one; whoever leaves kills it, if it still lives.
+
+    `words` are further ones of the command line.
+    """
+    command = ["serve", "--data", str(folder), "--port", str(port), *words]
     with (folder / "log").open("ab") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "pennyweight", "serve", "--data", str(folder), "--port", "0"],
+            [sys.executable, "-m", "pennyweight", *command],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

@@ -164,6 +164,13 @@ def test_serve_elsewhere_needs_keys(book: Path, cli: Cli) -> None:
         (("--wallet-dialect", "klingon"), "wallet: Invalid enum value 'klingon'"),
         (("--payments-profile", "tail"), "payments.profile (command line)"),
         (("--open-faces", "shop"), "auth.open_faces names 'shop'"),
+        (("--kafka", "kafka"), "kafka.broker is 'kafka', not HOST:PORT"),
+        (("--kafka", "http://kafka:9092"), "kafka.broker is 'http://kafka:9092', not HOST:PORT"),
+        (("--users-in-memory", "129"), "cache.users_max is 129, below 130"),
+        (
+            ("--kafka", "127.0.0.1:1", "--users-in-memory", "145"),
+            "cache.users_max is 145, below 146: with Kafka 16 of them are the relay's",
+        ),
     ],
 )
 def test_serve_with_wrong_settings_is_wrong_usage(
@@ -172,3 +179,15 @@ def test_serve_with_wrong_settings_is_wrong_usage(
     ran = cli("serve", "--data", book, "--port", "0", *words)
     assert ran.code == 2
     assert problem in ran.err
+
+
+def test_serve_with_kafka_needs_its_extra(
+    book: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    ran = cli("serve", "--data", book, "--port", "0", "--kafka", "127.0.0.1:1")
+    problem = (
+        "pennyweight: kafka.broker is set, but Kafka needs the extra `kafka`: "
+        "pip install 'pennyweight[kafka]'\n"
+    )
+    assert (ran.code, ran.err) == (2, problem)
