@@ -1076,3 +1076,84 @@ def test_commands_ask_for_what_they_need_at_once(stage):
         before = engine.deferrals
         assert isinstance(stage.execute(command), Receipt)
         assert engine.deferrals == before, command
+
+
+# ── one reason of several ─────────────────────────────────────────────────────────
+
+DEFECTS = {
+    "user_id_invalid": {"user": ""},
+    "withdrawal_id_invalid": {"withdrawal_id": "w1"},
+    "token_unknown": {"token": "XYZ"},
+    "amount_invalid": {"quantity": "x"},
+    "amount_not_positive": {"quantity": "0"},
+    "expiry_invalid": {"expires_in_seconds": 0},
+    "user_not_found": {"user": "9"},
+    "account_closed": {"token": "USD"},
+    "withdrawal_id_taken": {"withdrawal_id": "mine"},
+    "withdrawals_reducing": {},
+    "insufficient_funds": {"quantity": "11"},
+}
+
+TRADE_DEFECTS = {
+    "user_id_invalid": {"user": ""},
+    "token_unknown": {"bought_token": "XYZ"},
+    "amount_invalid": {"sold_quantity": "x"},
+    "amount_not_positive": {"bought_quantity": "-1"},
+    "same_token": {"bought_token": "BTC"},
+    "user_not_found": {"user": "9"},
+    "withdrawal_cancelled": {"withdrawal_id": "gone"},
+}
+
+
+def first_of(codes, defects):
+    """Return (what a command with these defects says, the refusal), or None if they exclude each other."""
+    changes = [defects[code] for code in codes]
+    if sum(map(len, changes)) > len({name for change in changes for name in change}):
+        return None
+    return {name: value for change in changes for name, value in change.items()}
+
+
+@pytest.mark.parametrize("code", DEFECTS)
+@pytest.mark.parametrize("other", DEFECTS)
+def test_withdrawal_is_refused_for_the_reason_that_stands_first(code, other):
+    fields = first_of({code, other}, DEFECTS)
+    if fields is None:
+        return
+    mode = "reducing" if "withdrawals_reducing" in {code, other} else "active"
+    stage = play(
+        USER
+        + f"""
+            open_account user:1:USD
+            close_account user:1:USD
+            withdrawals.withdraw 1 BTC 1 mine
+            withdrawals.set_mode {mode}
+        """
+    )
+    command = {"user": "1", "token": "BTC", "quantity": "1", **fields}
+    outcome = stage.execute(Withdraw(**command))
+    assert isinstance(outcome, Refusal)
+    assert outcome.reason.code == earlier(code, other)
+
+
+@pytest.mark.parametrize("code", TRADE_DEFECTS)
+@pytest.mark.parametrize("other", TRADE_DEFECTS)
+def test_settlement_is_refused_for_the_reason_that_stands_first(code, other):
+    fields = first_of({code, other}, TRADE_DEFECTS)
+    if fields is None:
+        return
+    stage = play(USER + " withdrawals.withdraw 1 BTC 1 gone\n withdrawals.cancel_withdrawal gone")
+    trade = {
+        "user": "1",
+        "bought_token": "ETH",
+        "bought_quantity": "1",
+        "sold_token": "BTC",
+        "sold_quantity": "1",
+        **fields,
+    }
+    outcome = stage.execute(Settle(**trade))
+    assert isinstance(outcome, Refusal)
+    assert outcome.reason.code == earlier(code, other)
+
+
+def earlier(*codes):
+    return next(reason.code for reason in Reason if reason.code in codes)
