@@ -152,7 +152,9 @@ class WantedReads:
 
     def open_holds(self, account_id: str) -> None:
         """See `Wanted`."""
-        self._want(self.reads.open_holds, account_id)
+        account = self._cached.get(account_id)
+        if account is None or account.open_holds:
+            self._want(self.reads.open_holds, account_id)
         self.account(account_id)
 
     def entry(self, sequence: int) -> None:
@@ -257,7 +259,10 @@ class Overlay:
         """See `Facts`."""
         committed = self._found.open_holds.get(account_id)
         if committed is None:
-            raise Unloaded("open_holds", account_id)
+            account = self._cached.get(account_id)
+            if account is None or account.open_holds:
+                raise Unloaded("open_holds", account_id)
+            committed = []
         holds = {hold.id: hold for hold in committed}
         holds.update((h.id, h) for h in self._holds.values() if h.account == account_id)
         return sorted(

@@ -402,6 +402,8 @@ class Draft:
 
         Sealing does it; a rule whose answer shows what is then left calls it as its last verb.
         """
+        if not self._credited:
+            return
         placed: dict[str, int] = {}
         for change in self.hold_changes:
             if change.verb == "place":

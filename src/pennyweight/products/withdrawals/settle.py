@@ -17,6 +17,7 @@ from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.holds import Hold, HoldState
 from pennyweight.ledger.letters import LETTER, Message, close_letter, open_letter, set_aside
+from pennyweight.ledger.money import format_amount
 from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.withdrawals.shared import (
     CANCELLED,
@@ -255,15 +256,15 @@ class Settle(Command, frozen=True):
         """Return what was done, with the figures as the draft has them now."""
         sold = draft.find_account(f"{trade.holder}:{self.sold_token}")
         bought = draft.find_account(f"{trade.holder}:{self.bought_token}")
-        text = draft.text
+        scale = draft.asset(self.sold_token).scale
         return SettlementAnswer(
             result,
-            "0" if sold is None else text(sold.available, self.sold_token),
-            "0" if bought is None else text(bought.available, self.bought_token),
+            "0" if sold is None else format_amount(sold.available, scale),
+            "0" if bought is None else draft.text(bought.available, self.bought_token),
             "" if trade.hold is None else withdrawal_id_of(trade.hold),
-            text(released, self.sold_token) if released else "0",
-            text(shortage, self.sold_token) if shortage else "0",
-            text(sold.owed, self.sold_token) if sold is not None and sold.owed else "0",
+            format_amount(released, scale) if released else "0",
+            format_amount(shortage, scale) if shortage else "0",
+            format_amount(sold.owed, scale) if sold is not None and sold.owed else "0",
             credited,
         )
 

@@ -8,6 +8,7 @@ from pennyweight.ledger.accounts import HOLDS_OPEN_MAX, Account, holder_of, user
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.holds import Hold, HoldState
+from pennyweight.ledger.money import format_amount
 from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.withdrawals.controls import (
     DESK,
@@ -216,11 +217,12 @@ _ENDS = {
 def _answer(draft: Draft, hold: Hold, quantity: str) -> WithdrawalAnswer:
     """Return the withdrawal with its account's figures as the draft has them now."""
     account = draft.account(hold.account)
+    scale = draft.asset(account.asset).scale
     return WithdrawalAnswer(
         withdrawal_id_of(hold),
         quantity,
-        draft.text(account.available, account.asset),
-        draft.text(account.held, account.asset),
+        format_amount(account.posted - account.held, scale),
+        format_amount(account.held, scale),
         hold.expires_at,
     )
 
