@@ -177,8 +177,9 @@ class Found(msgspec.Struct, gc=False):
 
     `holders` also has the holders of the holds and all those that the entries and key
     entries touched, except the resident ones. `references` gives the id of the hold, which
-    is in `holds`. What no store can keep (a lone surrogate, an integer beyond 64 bits) is
-    absent, never an error.
+    is in `holds`. Of the entry of a key that is not among `key_entries` a store may leave
+    out what it did: command, fields and answer are enough. What no store can keep (a lone
+    surrogate, an integer beyond 64 bits) is absent, never an error.
     If the customers (`user:` and `account:` holders) that are not resident and the bodies
     of keys and entries together are more than `Reads.room`, `is_cut` is True and nothing
     else is filled: the store stopped before it had read the one too many.

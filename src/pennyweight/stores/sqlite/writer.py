@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container
 from typing import Any, TypeVar
 
 import apsw
@@ -35,6 +35,11 @@ _RECORDS_OF_HOLDERS = """
     WHERE holder <> '' AND holder IN (SELECT value FROM json_each(?))
 """
 _OPEN_HOLDS = "SELECT * FROM holds WHERE account = ? AND state = 'open' ORDER BY id"
+_TOUCHED = """
+    SELECT DISTINCT line.value ->> 0
+    FROM entries, json_each(CAST(substr(body, 2) AS TEXT), '$.lines') AS line
+    WHERE sequence = ?
+"""
 _BODY = "SELECT body FROM entries WHERE sequence = ?"
 _HOLD = "SELECT * FROM holds WHERE id = ?"
 _HOLD_OF_REFERENCE = "SELECT * FROM holds WHERE owner = ? AND reference = ? AND reference <> ''"
@@ -131,21 +136,38 @@ class Writer:
         """Find the entries of keys, and return the holders of those wanted with them."""
         self._keys.begin()
         found.keys = self._keys.read(self.connection, reads.keys | reads.key_entries, room)
-        return _holders_of((found.keys[key] for key in reads.key_entries), room)
+        holders: set[str] = set()
+        for key in reads.key_entries:
+            receipt = found.keys[key]
+            if receipt is not None:
+                sequence = decode_entry(receipt).sequence
+                holders |= self._touched(sequence, room)
+                found.keys[key] = self._body(sequence)
+        return holders
 
     def _find_entries(self, reads: Reads, found: Found, room: Room | None) -> set[str]:
         """Find entries, and return the holders they touched."""
+        holders: set[str] = set()
         for sequence in reads.entries:
-            if room is not None and room.is_full:
-                if self._rows("SELECT 1 FROM entries WHERE sequence = ?", sequence):
-                    raise RoomOver
-                found.entries[sequence] = None
-                continue
-            bodies = self._rows(_BODY, sequence)
-            body = found.entries[sequence] = bodies[0][0] if bodies else None
-            if room is not None and body is not None:
+            if room is not None and self._rows(
+                "SELECT 1 FROM entries WHERE sequence = ?", sequence
+            ):
                 room.take_body()
-        return _holders_of(found.entries.values(), room)
+            holders |= self._touched(sequence, room)
+            found.entries[sequence] = self._body(sequence)
+        return holders
+
+    def _touched(self, sequence: int, room: Room | None) -> set[str]:
+        """Return the holders that an entry touched, with room for them, before it is read."""
+        holders = {holder_of(account) for (account,) in self._rows(_TOUCHED, sequence)}
+        if room is not None:
+            room.take_holders(holders)
+        return holders
+
+    def _body(self, sequence: int) -> bytes | None:
+        """Find the body of an entry."""
+        bodies = self._rows(_BODY, sequence)
+        return bodies[0][0] if bodies else None
 
     def _find_holds(self, reads: Reads, found: Found, room: Room | None) -> set[str]:
         """Find holds by id or by reference, and return the holders they belong to."""
@@ -289,14 +311,3 @@ class Writer:
                 self.transact(lambda: self._keys.save(self.connection))
             self._failure = self._failure or StoreError("the book is closed")
             self.connection.close(force=True)
-
-
-def _holders_of(bodies: Iterable[bytes | None], room: Room | None) -> set[str]:
-    """Return the holders whose accounts these entries touched. Raises RoomOver."""
-    holders: set[str] = set()
-    for body in bodies:
-        if body is not None:
-            holders |= {holder_of(line.account) for line in decode_entry(body).lines}
-    if room is not None:
-        room.take_holders(holders)
-    return holders
