@@ -287,6 +287,7 @@ def _run_in_process(setting: Setting, directory: Path, report: Report) -> Figure
         skew=setting.skew,
         keys=setting.keys,
         seconds=setting.seconds,
+        settle=setting.settle,
         messages=setting.messages,
         seed=setting.seed,
     )

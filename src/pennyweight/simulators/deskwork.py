@@ -79,21 +79,30 @@ def run_desk(job: DeskJob, ready: Callable[[], None], report: Callable[[int], No
 
 
 def _withdrawals(book: InlineBook, job: DeskJob, size: int, report: Callable[[int], None]) -> Row:
-    """Execute batches: half of each are withdrawals, the other half settles those before."""
+    """Execute batches: half of each are withdrawals, the other half settles those before.
+
+    Or all of them are withdrawals, of which none ends.
+    """
     chosen = itertools.cycle(choices(job.users, Skew(job.skew), job.seed))
     numbers = keys(random.Random(), is_ordered=job.keys == "ordered")
     open_ones: deque[Held] = deque()
-    new = max(1, size // 2)
+    is_settled = job.settle != "none"
+    new = max(1, size // 2) if is_settled else size
 
     def batch() -> list[Submission]:
         settled = [_settle(open_ones.popleft()) for _ in range(min(len(open_ones), size - new))]
         made = [Held(next(chosen), f"{next(numbers):032x}") for _ in range(new)]
-        open_ones.extend(made)
+        if is_settled:
+            open_ones.extend(made)
         return [*map(_withdraw, made), *settled]
 
     before = book.engine.cache.hits, book.engine.cache.misses
     row = _measure(
-        f"batches of {size}, withdrawals and settlements", book, batch, job.seconds, report
+        f"batches of {size}, withdrawals{' and settlements' if is_settled else ''}",
+        book,
+        batch,
+        job.seconds,
+        report,
     )
     row.cache_hit_ratio = hit_ratio(before, (book.engine.cache.hits, book.engine.cache.misses))
     while open_ones:  # so that holds do not pile up from row to row

@@ -53,7 +53,8 @@ class FacadeJob(msgspec.Struct, frozen=True, kw_only=True, tag="facade"):
 class DeskJob(msgspec.Struct, frozen=True, kw_only=True, tag="desk"):
     """Execute withdrawals or settlements on a durable book in the worker's own process.
 
-    The book gets the generated population first. `messages` are settled in each case.
+    The book gets the generated population first. Withdrawals end by settlements unless
+    `settle` is `none`. `messages` are settled in each case.
     """
 
     scenario: str
@@ -64,6 +65,7 @@ class DeskJob(msgspec.Struct, frozen=True, kw_only=True, tag="desk"):
     skew: str
     keys: str
     seconds: float
+    settle: Settle
     messages: int
     seed: int
 
