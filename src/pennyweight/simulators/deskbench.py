@@ -96,19 +96,19 @@ def _run_withdrawals(setting: Setting, directory: Path, report: Report) -> Figur
         batches, cache, before = asker.batches(), asker.cache(), usage(server.pid)
         seen: list[Usage | None] = []
         with _booked(book) as booked:
-            progress: list[tuple[float, int]] = []
+            progress = [(time.perf_counter(), booked())]
 
             def watch(what: str, share: float) -> None:
                 seen.append(usage(server.pid))
-                if broker:
-                    progress.append((time.perf_counter(), booked()))
+                progress.append((time.perf_counter(), booked()))
                 report(what, share)
 
             rows = worker.finish(setting.seconds + setting.warm_up_seconds, watch)
+            progress.append((time.perf_counter(), booked()))
             after, batches_after = usage(server.pid), asker.batches()
             rows[0].cache_hit_ratio = _ratio(cache, asker.cache())
             if broker:
-                rows.append(_row_of_flow(progress[1:], rows[0].sent))
+                rows.append(_row_of_flow(progress, rows[0].sent))
                 _wait_until(lambda: booked() >= rows[0].sent, "all settlements are booked")
         answered = max(1, sum(rows[0].statuses.values()) + rows[0].sent)
         stolen = worker.stolen_percent
@@ -136,7 +136,8 @@ def _held_before(setting: Setting) -> int:
 
 def _row_of_flow(progress: Sequence[tuple[float, int]], sent: int) -> Row:
     """Return how fast settlements were booked while withdrawals were answered."""
-    (first, before), (last, after) = (progress[0], progress[-1]) if progress else ((0, 0), (0, 0))
+    first, before = progress[1 if len(progress) > 2 else 0]  # about the end of the warm-up
+    last, after = progress[-1]
     row = row_of(
         "settlements from Kafka meanwhile",
         Histogram(),
