@@ -390,7 +390,8 @@ class Engine:
                 wanted.undo()
                 self._early.append((submission, _failure(error)))
                 continue
-            if taken and before < wanted.places > places:
+            is_wide = before < wanted.places or len(wanted.holders) > self.cache.users_max
+            if taken and wanted.places > places and is_wide:
                 wanted.undo()
                 lane.appendleft(submission)
                 return
