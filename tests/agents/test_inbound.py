@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from brokers import MockBroker, group_offsets, send
-from pennyweight.agents import inbound
+from pennyweight.agents import agent, inbound
 from pennyweight.agents.inbound import INTERNAL_ERROR, Inbound, Inbox, Intake
 from pennyweight.engine.engine import QueueFull, Submission
 from pennyweight.engine.port import Head
@@ -119,6 +119,7 @@ class Rig:
 @pytest.fixture
 def rig(mock_broker: MockBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(inbound, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(agent, "RETRY_SECONDS_MAX", 0.2)
     monkeypatch.setattr(inbound, "RETRY_SECONDS_MAX", 0.2)
     mock_broker.create_topic(TOPIC, 2)
     rig = Rig(mock_broker)

@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from brokers import MockBroker
+from pennyweight.agents import agent as agent_module
 from pennyweight.agents import relay as relay_module
 from pennyweight.agents.relay import Happening, Outgoing, Relay, Route, as_dead_letter, as_json
 from pennyweight.engine.engine import Submission
@@ -134,7 +135,7 @@ class Rig:
 @pytest.fixture
 def rig(mock_broker: MockBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(relay_module, "MOVE_SECONDS", 0.05)
-    monkeypatch.setattr(relay_module, "RETRY_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(agent_module, "RETRY_SECONDS_MAX", 0.2)
     mock_broker.create_topic(EVENTS, 2)
     mock_broker.create_topic(LETTERS, 2)
     rig = Rig(mock_broker)

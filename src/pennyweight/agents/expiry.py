@@ -1,10 +1,10 @@
 """Releases holds whose time is over. The scan only finds them; the engine decides, by batch time."""
 
-import threading
 from collections.abc import Callable, Mapping
 
 import structlog
 
+from pennyweight.agents.agent import Agent
 from pennyweight.engine.engine import Lane, QueueFull, Submission
 from pennyweight.engine.port import StoreError
 from pennyweight.ledger.commands import Command
@@ -18,7 +18,7 @@ PAGE = 500
 log = structlog.get_logger(__name__)
 
 
-class HoldExpiry:
+class HoldExpiry(Agent):
     """A thread that looks for holds to expire, a bounded page at a time."""
 
     def __init__(
@@ -33,23 +33,12 @@ class HoldExpiry:
 
         `clock` gives microseconds since 1970.
         """
+        super().__init__("expiry")
         self._book = book
         self._commands = dict(commands or {})
         self._every_seconds = every_seconds
         self._clock = clock
         self._after: tuple[int, str] | None = None
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pennyweight-expiry", daemon=True)
-
-    def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._is_over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
 
     def tick(self) -> int:
         """Submit one page of expiries, and return how many there were.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 import structlog
 
+from pennyweight.agents.agent import RETRY_SECONDS, RETRY_SECONDS_MAX, Persistent
 from pennyweight.engine.engine import Lane, QueueFull, Submission
 from pennyweight.engine.receipts import Failure, Outcome, Receipt, Refusal, Unknown
 from pennyweight.ledger import letters
@@ -41,8 +42,6 @@ LOSS_SECONDS = 1.0
 """How long a partition that is taken away waits for what was submitted from it."""
 
 TELL_SECONDS = 1.0
-RETRY_SECONDS = 0.05
-RETRY_SECONDS_MAX = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -147,8 +146,10 @@ class _Flight:
         self.agent.answered(self)
 
 
-class Intake:
+class Intake(Persistent):
     """A thread that reads topics as a member of a group. All counters are since its beginning."""
+
+    expected = (LinkError, ExtraMissing)
 
     def __init__(
         self,
@@ -161,6 +162,7 @@ class Intake:
         options: kafka.Options | None = None,
     ) -> None:
         """`inboxes` by topic; `brokers` as HOST:PORT, several with commas. Raises ExtraMissing."""
+        super().__init__("intake")
         kafka.client()
         self.consumed = 0
         self.booked = 0
@@ -182,7 +184,7 @@ class Intake:
         self._group = group
         self._window = window
         self._options = options
-        self._link = f"{brokers}: not connected yet"
+        self._down = f"{brokers}: not connected yet"
         self._trouble = ""
         self._stuck = ""
         self._consumer: Consumer | None = None
@@ -196,8 +198,6 @@ class Intake:
         self._retry_at = 0.0
         self._retry_seconds = RETRY_SECONDS
         self._told_at = 0.0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pennyweight-intake", daemon=True)
 
     # ── for anybody ───────────────────────────────────────────────────────────────
 
@@ -206,18 +206,8 @@ class Intake:
         """Why messages wait, for `/readyz`; "" while all is well."""
         consumer = self._consumer
         if consumer is None:
-            return self._link
+            return self._down
         return consumer.status or self._trouble or self._stuck
-
-    def start(self) -> None:
-        """Begin to read; the book must have been started."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Leave the group, and end the thread."""
-        self._is_over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
 
     def answered(self, flight: _Flight) -> None:
         """Take an outcome; from any thread."""
@@ -228,29 +218,10 @@ class Intake:
 
     # ── the thread ────────────────────────────────────────────────────────────────
 
-    def _run(self) -> None:
-        """Connect, read, and connect again after whatever went wrong."""
-        seconds = RETRY_SECONDS
-        while not self._is_over.is_set():
-            began = time.monotonic()
-            try:
-                self._session()
-            except (LinkError, ExtraMissing) as error:
-                if self._link != str(error):
-                    log.warning("Kafka cannot be read", topics=[*self._inboxes], cause=str(error))
-                self._link = str(error)
-            except Exception as error:
-                log.exception("the reader of Kafka broke, and begins again")
-                self._link = f"the reader broke: {error!r}"
-            if time.monotonic() - began > RETRY_SECONDS_MAX:
-                seconds = RETRY_SECONDS
-            self._is_over.wait(seconds)
-            seconds = min(seconds * 2, RETRY_SECONDS_MAX)
-
     def _session(self) -> None:
         """Read as a member of the group until told to stop. Raises LinkError."""
         consumer = self._connect()
-        self._link = ""
+        self._down = ""
         self._set_paused(is_paused=False)
         self._consumer = consumer
         try:

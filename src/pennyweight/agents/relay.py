@@ -7,7 +7,6 @@ second at most and only after events, so that the journal does not fill with it.
 """
 
 import heapq
-import threading
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from pennyweight.agents.agent import Persistent
 from pennyweight.engine.engine import Lane, MoveCursor, QueueFull, Submission
 from pennyweight.engine.port import BatchHeader, StoreError
 from pennyweight.engine.receipts import Outcome, Refusal
@@ -42,8 +42,6 @@ MOVE_ENTRIES = 10_000
 """The cursor also moves after so many entries without an event, so that they are read once."""
 
 LAST_MOVE_SECONDS = 1.0
-RETRY_SECONDS = 0.1
-RETRY_SECONDS_MAX = 2.0
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encoder = msgspec.json.Encoder()
@@ -111,8 +109,13 @@ def as_dead_letter(topic_of: Callable[[str], str]) -> Route:
     return route
 
 
-class Relay:
-    """A thread that follows the journal of some products. Counters are since its beginning."""
+class Relay(Persistent):
+    """A thread that follows the journal of some products. Counters are since its beginning.
+
+    What was not acknowledged when it ends is sent again next time.
+    """
+
+    expected = (LinkError, ExtraMissing, StoreError)
 
     def __init__(
         self,
@@ -129,6 +132,7 @@ class Relay:
 
         `topic` is one of those that are written, to ask the broker about. Raises ExtraMissing.
         """
+        super().__init__("relay")
         kafka.client()
         self.sent = 0
         self.lag = 0
@@ -140,11 +144,10 @@ class Relay:
         self._book = book
         self._brokers = brokers
         self._routes = dict(routes)
-        self._name = name
+        self._cursor_name = name
         self._products = tuple(products)
         self._topic = topic
         self._options = options
-        self._trouble = ""
         self._producer: Producer | None = None
         self._position = 0
         self._sent_until = 0
@@ -152,8 +155,6 @@ class Relay:
         self._is_moving = False
         self._is_elsewhere = False
         self._header: BatchHeader | None = None
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pennyweight-relay", daemon=True)
 
     # ── for anybody ───────────────────────────────────────────────────────────────
 
@@ -161,38 +162,9 @@ class Relay:
     def status(self) -> str:
         """Why events wait, for `/readyz`; "" while all is well."""
         producer = self._producer
-        return self._trouble or (producer.status if producer is not None else "")
-
-    def start(self) -> None:
-        """Begin to relay; the book must have been started."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread; what was not acknowledged yet is sent again next time."""
-        self._is_over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        return self._down or (producer.status if producer is not None else "")
 
     # ── the thread ────────────────────────────────────────────────────────────────
-
-    def _run(self) -> None:
-        """Relay, and begin again at the cursor after whatever went wrong."""
-        seconds = RETRY_SECONDS
-        while not self._is_over.is_set():
-            began = time.monotonic()
-            try:
-                self._session()
-            except (LinkError, ExtraMissing, StoreError) as error:
-                if self._trouble != str(error):
-                    log.warning("events wait", relay=self._name, cause=str(error))
-                self._trouble = str(error)
-            except Exception as error:
-                log.exception("the relay broke, and begins again", relay=self._name)
-                self._trouble = f"the relay broke: {error!r}"
-            if time.monotonic() - began > RETRY_SECONDS_MAX:
-                seconds = RETRY_SECONDS
-            self._is_over.wait(seconds)
-            seconds = min(seconds * 2, RETRY_SECONDS_MAX)
 
     def _session(self) -> None:
         """Follow the journal from the cursor until told to stop. Raises LinkError, StoreError."""
@@ -216,6 +188,7 @@ class Relay:
             self._relay_page(producer, head)
         else:
             producer.look()
+            self._down = ""  # what the producer knows of the broker is its own status
             self._is_over.wait(IDLE_SECONDS)
         self._move()
 
@@ -234,7 +207,7 @@ class Relay:
             if producer.failed > failed:
                 raise LinkError(producer.status)
             self._sent_until = until
-        self._trouble = ""
+        self._down = ""
         self.sent += count
         self._position = until
         self.lag = head - until
@@ -288,7 +261,7 @@ class Relay:
 
     @property
     def _cursor(self) -> int:
-        return self._book.standing.cursors.get(self._name, 0)
+        return self._book.standing.cursors.get(self._cursor_name, 0)
 
     def _move(self, *, is_last: bool = False) -> None:
         """Ask the book to move the cursor, where that is worth an entry and the time has come."""
@@ -298,7 +271,7 @@ class Relay:
             return
         if now - self._moved_at < MOVE_SECONDS and not is_last:
             return
-        command = MoveCursor(self._name, cursor, self._position)
+        command = MoveCursor(self._cursor_name, cursor, self._position)
         self._is_moving = True
         self._moved_at = now
         try:
