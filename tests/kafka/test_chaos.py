@@ -46,7 +46,7 @@ PARTITIONS = 4
 
 USERS_MAX = 300
 MESSAGES = 20_000
-ANSWERS_MIN = 14_000
+ANSWERS_MIN = 16_000
 PER_SECOND = 150
 """Withdrawals of one client."""
 
@@ -364,7 +364,6 @@ def blows(cast: Cast, broker: RealBroker) -> list[int]:
     engine, acknowledged = cast.engine, [0]
 
     def kill_engine() -> None:
-        print("DBG", engine.read, cast.sent.read_text().count("\n"), time.monotonic())
         engine.kill()
         acknowledged.append(cast.acknowledged)
         engine.start()
@@ -393,8 +392,10 @@ def blows(cast: Cast, broker: RealBroker) -> list[int]:
     assert [client.wait(90) for client in cast.clients] == [0, 0]
     acknowledged.append(cast.acknowledged)
     cast.over.touch()
-    engine.kill()
-    engine.start()
+    for _ in range(2):
+        engine.kill()
+        engine.start()
+        wait_for(lambda: engine.read)
     return [after - before for before, after in pairwise(acknowledged)]
 
 
@@ -412,7 +413,7 @@ def comes_to_its_end(cast: Cast, broker: RealBroker) -> None:
 def test_a_desk_lives_through_kills_of_engine_and_broker(
     real_broker: RealBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seven lives of the engine, three of the broker, 20 000 messages; see the module."""
+    """Eight lives of the engine, three of the broker, 20 000 messages; see the module."""
     for name, value in (
         ("SETTLEMENTS_TOPIC", TOPIC),
         ("KAFKA_EVENTS_TOPIC", EVENTS),
@@ -428,7 +429,7 @@ def test_a_desk_lives_through_kills_of_engine_and_broker(
     with play(tmp_path, data_set, real_broker) as (cast, watcher):
         lives = blows(cast, real_broker)
         comes_to_its_end(cast, real_broker)
-    assert cast.engine.kills == 6
+    assert cast.engine.kills == 7
     assert min(lives) >= SOME
     assert watcher.looks > 50
     assert 250 < watcher.most <= USERS_MAX
@@ -449,8 +450,9 @@ def test_a_desk_lives_through_kills_of_engine_and_broker(
     initial = balances_in(data_set)
     desk = Desk(posted=dict(initial))
     became = played(desk, entries, asked, messages)
-    print(lives, sum(tries > 1 for _, tries, _ in told.values()), became, desk.deficits)
-    assert desk.deficits > 50
+    assert became["settled"] > MESSAGES // 2
+    assert min(became.values()) > 100
+    assert desk.deficits > 100
     figures, sums = totals(book)
     assert figures["posted"] == desk.posted
     assert figures["held"] == {place: desk.held[place] for place in desk.posted}
