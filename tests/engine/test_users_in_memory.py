@@ -336,8 +336,8 @@ def test_users_in_memory_never_more(place, users_max, is_threaded, monkeypatch):
 def test_users_in_memory_never_more_for_long(place, users_max, is_threaded, seed, monkeypatch):
     run = Run(place, users_max, seed, is_threaded=is_threaded)
     run.watch(monkeypatch)
-    run.play(300, share=0.02)
-    assert len(run.counted) > 25, run.counted
+    run.play(60, share=0.01)
+    assert len(run.counted) > 15, run.counted
     run.check()
     run.opened.remove()
 
