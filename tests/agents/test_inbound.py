@@ -226,6 +226,29 @@ def test_what_the_broker_believes_has_no_say(rig: Rig) -> None:
     wait_for(lambda: group_offsets(rig.broker.address, "engine", TOPIC, 1) == [4])
 
 
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_the_broker_is_told_again_what_it_lost(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, is_silent: bool
+) -> None:
+    """Else tools would show a lag for ever. What was lost in silence is told by the next reader."""
+    lost: list[Any] = []
+
+    def lose(consumer: Any, positions: Any) -> None:
+        lost.append(positions)
+        consumer._is_commit_lost = not is_silent
+
+    rig.send(b"1", b"2")
+    with monkeypatch.context() as patch:
+        patch.setattr(kafka.Consumer, "commit", lose)
+        intake = rig.read()
+        wait_for(lambda: intake.booked == 2 and lost)
+        if is_silent:
+            intake.stop()
+    if is_silent:
+        rig.read()
+    wait_for(lambda: group_offsets(rig.broker.address, "engine", TOPIC, 1) == [2])
+
+
 def test_duplicate_by_id_moves_the_cursor_only(rig: Rig) -> None:
     rig.send(b"5", key=b"a")
     rig.send(b"5", key=b"a")

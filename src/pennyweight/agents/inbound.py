@@ -111,7 +111,8 @@ class _Stream:
         self.name = name
         self.inbox = inbox
         self.expected = self.booked = position or 0
-        self.told = self.booked
+        self.told = 0
+        """What the broker was told last, by us: what others told it may have been lost."""
         self.flights = 0
         self.is_broken = False
         """Something of it was not booked: nothing more until all is answered and it was rewound."""
@@ -298,12 +299,13 @@ class Intake(Persistent):
         if now - self._told_at < TELL_SECONDS:
             return
         self._told_at = now
+        is_lost = consumer.has_lost_commit()
         news = {}
         for place, stream in self._streams.items():
             end = consumer.end(*place)
             if end is not None:
                 self.lag[place] = max(0, end - stream.booked)
-            if stream.told != stream.booked:
+            if is_lost or stream.told != stream.booked:
                 stream.told = news[place] = stream.booked
         if news:
             consumer.commit(news)

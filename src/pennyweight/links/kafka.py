@@ -7,7 +7,6 @@ that is down is a `status`, and both go on by themselves when it is back. The cl
 imported when one of them is made, because the command line must start quickly.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -176,6 +175,7 @@ class Consumer(_Link):
         del settings["error_cb"]  # its results tell what went wrong; it makes no status
         self._admin = AdminClient(settings)
         self._gained: set[tuple[str, int]] = set()
+        self._is_commit_lost = False
         self._is_closed = False
         self._has_ids = False
         self._is_silent = True
@@ -187,6 +187,7 @@ class Consumer(_Link):
                 "group.id": group,
                 "partition.assignment.strategy": "cooperative-sticky",
                 "enable.auto.commit": False,
+                "on_commit": self._committed,
                 "enable.auto.offset.store": False,
                 "session.timeout.ms": SESSION_MILLISECONDS,
                 "auto.offset.reset": "earliest",
@@ -249,8 +250,15 @@ class Consumer(_Link):
             self._kafka.TopicPartition(topic, partition, position)
             for (topic, partition), position in positions.items()
         ]
-        with contextlib.suppress(self._kafka.KafkaException):
+        try:
             self._consumer.commit(offsets=offsets, asynchronous=True)
+        except self._kafka.KafkaException:
+            self._is_commit_lost = True
+
+    def has_lost_commit(self) -> bool:
+        """Return whether the broker did not take something it was told, since the last question."""
+        is_lost, self._is_commit_lost = self._is_commit_lost, False
+        return is_lost
 
     def end(self, topic: str, partition: int) -> int | None:
         """Return the offset after the partition's last message as last heard, None before that."""
@@ -355,6 +363,10 @@ class Consumer(_Link):
         lost = [(place.topic, place.partition) for place in partitions]
         self._gained.difference_update(lost)
         self._on_loss(lost)
+
+    def _committed(self, error: Any, places: Sequence[Any]) -> None:
+        if error is not None or any(place.error is not None for place in places):
+            self._is_commit_lost = True
 
     def _stream(self, topic: str, partition: int) -> tuple[str, int | None]:
         """Return the stream of a partition, under the name that the book knows, and its position."""
