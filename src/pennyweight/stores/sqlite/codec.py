@@ -28,6 +28,7 @@ _encode_json = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(Record).decode
 _decode_header = msgspec.json.Decoder(BatchHeader).decode
 _decode_counters = msgspec.json.Decoder(dict[str, int]).decode
+_UNREADABLE = (msgspec.DecodeError, TypeError, UnicodeDecodeError)
 _STATES = {state.value: state for state in HoldState}
 
 
@@ -35,7 +36,7 @@ def _read(what: str, decode: Callable[[Any], T], value: Any) -> T:
     """Decode a column. Raises StoreError where somebody else has written it."""
     try:
         return decode(value)
-    except (msgspec.DecodeError, TypeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise StoreError(f"{what} cannot be read: {error}") from None
 
 
@@ -96,19 +97,23 @@ def account_of(row: Row) -> Account:
     """Return the account of a row of `ACCOUNT_COLUMNS`."""
     (number, account_id, holder, asset, floor, posted, held, owed, *rest) = row
     open_holds, version, lines, roots, is_closed = rest
+    try:
+        trees = _decode_roots(roots)
+    except _UNREADABLE as error:
+        raise StoreError(f"an account cannot be read: {error}") from None
     return Account(
         number,
         account_id,
         holder,
         asset,
-        None if floor is None else blob_to_amount(floor),
+        floor if floor is None else 0 if floor == ZERO else blob_to_amount(floor),
         blob_to_amount(posted),
         0 if held == ZERO else blob_to_amount(held),
         0 if owed == ZERO else blob_to_amount(owed),
         open_holds,
         version,
         lines,
-        _read("an account", _decode_roots, roots),
+        trees,
         bool(is_closed),
     )
 

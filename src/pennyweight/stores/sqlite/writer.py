@@ -19,7 +19,6 @@ from pennyweight.engine.port import (
 )
 from pennyweight.ledger.accounts import holder_of
 from pennyweight.ledger.entries import decode_entry
-from pennyweight.ledger.holds import Hold
 from pennyweight.stores.room import Room, RoomOver
 from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.append import write
@@ -41,8 +40,11 @@ _TOUCHED = """
     WHERE sequence = ?
 """
 _BODY = "SELECT body FROM entries WHERE sequence = ?"
-_HOLD = "SELECT * FROM holds WHERE id = ?"
-_HOLD_OF_REFERENCE = "SELECT * FROM holds WHERE owner = ? AND reference = ? AND reference <> ''"
+_HOLDS = "FROM holds WHERE id IN (SELECT value FROM json_each(?))"
+_HOLDS_OF_REFERENCES = """
+    FROM holds
+    WHERE owner = ? AND reference <> '' AND reference IN (SELECT value FROM json_each(?))
+"""
 
 _CONTRADICTIONS = (StoreError, apsw.ConstraintError, OverflowError, TypeError, ValueError)
 
@@ -170,34 +172,37 @@ class Writer:
         return bodies[0][0] if bodies else None
 
     def _find_holds(self, reads: Reads, found: Found, room: Room | None) -> set[str]:
-        """Find holds by id or by reference, and return the holders they belong to."""
-        holders: set[str] = set()
-        for hold_id in reads.holds:
-            hold = self._hold(_HOLD, (hold_id,), holders, room)
-            found.holds[hold_id] = hold
-        for pair in reads.references:
-            hold = self._hold(_HOLD_OF_REFERENCE, pair, holders, room)
-            found.references[pair] = None if hold is None else hold.id
-            if hold is not None:
-                found.holds[hold.id] = hold
-        return holders
+        """Find holds by id and by reference, and return the holders they belong to.
 
-    def _hold(
-        self, sql: str, values: tuple[Any, ...], holders: set[str], room: Room | None
-    ) -> Hold | None:
-        """Find a hold and add its holder; with no room left, ask first whose it is."""
-        if room is not None and room.is_full:
-            accounts = self._rows(sql.replace("*", "account"), *values)
-            room.take_holders(holder_of(account) for (account,) in accounts)
-        rows = self._rows(sql, *values)
-        if not rows:
-            return None
-        hold = codec.hold_of(rows[0])
-        holder = holder_of(hold.account)
+        First is asked whose they are, so that no hold is read that there is no room for.
+        """
+        found.holds = dict.fromkeys(reads.holds)
+        found.references = dict.fromkeys(reads.references)
+        by_owner: dict[str, list[str]] = {}
+        for owner, reference in reads.references:
+            by_owner.setdefault(owner, []).append(reference)
+        looks: list[tuple[str, *tuple[str, ...]]] = [
+            (_HOLDS_OF_REFERENCES, owner, json.dumps(references))
+            for owner, references in by_owner.items()
+        ]
+        if reads.holds:
+            looks.append((_HOLDS, json.dumps(list(reads.holds))))
+        holders = {
+            holder_of(account)
+            for sql, *values in looks
+            for (account,) in self._rows(f"SELECT account {sql}", *values)
+        }
+        if not holders:
+            return holders
         if room is not None:
-            room.take_holders((holder,))
-        holders.add(holder)
-        return hold
+            room.take_holders(holders)
+        for sql, *values in looks:
+            for row in self._rows(f"SELECT * {sql}", *values):
+                hold = codec.hold_of(row)
+                found.holds[hold.id] = hold
+                if (hold.owner, hold.reference) in found.references:
+                    found.references[hold.owner, hold.reference] = hold.id
+        return holders
 
     def _find_rows(self, reads: Reads, found: Found) -> None:
         """Find what brings no holders: open holds, records and names."""
