@@ -418,6 +418,15 @@ def test_lanes_share_a_batch(counts, taken):
     assert tuple(got) == taken
 
 
+def test_batches_stay_short_while_callers_wait():
+    stage, _ = waiting_engine({Lane.INTERACTIVE: 1, Lane.INBOUND: 500, Lane.TIMERS: 100})
+    engine = stage.book.engine
+    counts = []
+    while answers := step(engine, stage.store, stage.now):
+        counts.append(tuple(sum(1 for s, _ in answers if s.lane is lane) for lane in Lane))
+    assert counts == [(1, BESIDE_MAX, BESIDE_MAX), (0, 500 - BESIDE_MAX, 100 - BESIDE_MAX)]
+
+
 @pytest.mark.parametrize("batch_max", [3, 4, 7, 10])
 def test_lanes_never_starve(batch_max):
     """While a flood keeps a lane full, the others move with every batch."""

@@ -55,7 +55,11 @@ LATE_EVERY = 32
 
 
 class Lane(IntEnum):
-    """Where a command waits; each lane has its share of every batch, so that none starves."""
+    """Where a command waits; each lane has its share of every batch, so that none starves.
+
+    Batches stay short while callers wait for answers: what came from streams and timers
+    then comes in small portions.
+    """
 
     INTERACTIVE = 0
     INBOUND = 1
@@ -63,6 +67,10 @@ class Lane(IntEnum):
 
 
 _SHARES = {Lane.INTERACTIVE: 0.6, Lane.INBOUND: 0.3, Lane.TIMERS: 0.1}
+
+
+BESIDE_MAX = 64
+"""Commands of each other lane that a batch takes while somebody waits for an answer."""
 
 
 class QueueFull(Exception):
@@ -260,11 +268,16 @@ class Engine:
         self._taken = []
         self._early = []
         cap, places = self._batch_cap, self.cache.guests_max
+        is_watched = bool(self._lanes[Lane.INTERACTIVE])
         if sum(map(bool, self._lanes)) > 1:
-            self._take_shares(cap, places, wanted)
-        for queue in self._lanes:
+            self._take_shares(cap, places, wanted, most=BESIDE_MAX if is_watched else cap)
+        for lane, queue in zip(Lane, self._lanes, strict=True):
             if queue:
-                self._take(queue, cap, places, wanted)
+                until = cap
+                if is_watched and lane is not Lane.INTERACTIVE:
+                    got = sum(1 for submission in self._taken if submission.lane is lane)
+                    until = min(cap, len(self._taken) + BESIDE_MAX - got)
+                self._take(queue, until, places, wanted)
         if not self._taken and not self._early:
             return None
         reads, cache = wanted.reads, self.cache
@@ -353,8 +366,10 @@ class Engine:
 
     # ── inside ────────────────────────────────────────────────────────────────────
 
-    def _take_shares(self, cap: int, places: int, wanted: WantedReads) -> None:
+    def _take_shares(self, cap: int, places: int, wanted: WantedReads, *, most: int) -> None:
         """Give each lane its share of the batch and of the places for guests.
+
+        Lanes nobody waits at get `most` commands of a batch at most.
 
         A command that needs more places than are left must wait, and all behind it, unless
         it is the first. So that its turn comes, a lane that got nothing goes first next time.
@@ -362,7 +377,8 @@ class Engine:
         left_out = []
         for lane in self._order:
             queue, count = self._lanes[lane], len(self._taken)
-            until = count + max(1, int(cap * _SHARES[lane]))
+            share = max(1, int(cap * _SHARES[lane]))
+            until = count + (share if lane is Lane.INTERACTIVE else min(share, most))
             guests = wanted.places + max(1, int(places * _SHARES[lane]))
             self._take(queue, min(cap, until), min(places, guests), wanted)
             if queue and len(self._taken) == count:
