@@ -10,6 +10,7 @@ from model.places import PLACES
 from pennyweight.engine import cache
 from pennyweight.engine.chain import next_chain
 from pennyweight.engine.engine import (
+    BESIDE_MAX,
     LATE_EVERY,
     ROUNDS_MAX,
     USERS_MIN,
