@@ -414,6 +414,7 @@ class Producer(_Link):
                     "linger.ms": "5",
                     "compression.type": "lz4",
                     "delivery.timeout.ms": "30000",
+                    "topic.metadata.propagation.max.ms": "10000",
                     **(options or {}),
                 }
             )
