@@ -269,6 +269,7 @@ def test_a_server_goes_on_without_its_broker_and_settles_when_it_comes(
         wait_for(lambda: desk.messages("booked") == 2)
         wait_for(lambda: desk.get("/readyz") == {"status": "ready"})
         assert len(desk.heard(EVENTS, 4)) == 4
+        mock_broker.down()
         assert desk.stop() == 0
 
 
