@@ -82,7 +82,9 @@ def _run_withdrawals(setting: Setting, directory: Path, report: Report) -> Figur
     """Measure a server of our own on a fresh book with the population, then verify the book."""
     book = directory / "book"
     held = _held_before(setting)
-    filled = _fill(setting, book, reserve(setting.users, setting.seed, held), report, held)
+    primers = _primers(setting) if setting.settle == "kafka" else []
+    before_all = itertools.chain(primers, reserve(setting.users, setting.seed, held))
+    filled = _fill(setting, book, before_all, report, held)
     syncs = sync_times(directory)
     with ExitStack() as stack:
         broker = stack.enter_context(InWheelBroker()).address if setting.settle == "kafka" else ""
@@ -93,9 +95,12 @@ def _run_withdrawals(setting: Setting, directory: Path, report: Report) -> Figur
             Worker(_load_job(setting, address, secrets.token_hex(3), broker, held))
         )
         worker.wait_until_ready()
-        batches, cache, before = asker.batches(), asker.cache(), usage(server.pid)
         seen: list[Usage | None] = []
         with _booked(book) as booked:
+            if broker:
+                Sender(broker).send_all(primers, has_id=False)
+                _wait_until(lambda: booked() >= len(primers), "the engine reads the topic")
+            batches, cache, before = asker.batches(), asker.cache(), usage(server.pid)
             progress = [(time.perf_counter(), booked())]
 
             def watch(what: str, share: float) -> None:
@@ -109,7 +114,8 @@ def _run_withdrawals(setting: Setting, directory: Path, report: Report) -> Figur
             rows[0].cache_hit_ratio = _ratio(cache, asker.cache())
             if broker:
                 rows.append(_row_of_flow(progress, rows[0].sent))
-                _wait_until(lambda: booked() >= rows[0].sent, "all settlements are booked")
+                sent = len(primers) + rows[0].sent
+                _wait_until(lambda: booked() >= sent, "all settlements are booked")
         answered = max(1, sum(rows[0].statuses.values()) + rows[0].sent)
         stolen = worker.stolen_percent
     syncs += sync_times(directory)
@@ -126,6 +132,12 @@ def _run_withdrawals(setting: Setting, directory: Path, report: Report) -> Figur
         stolen_percent=stolen,
     )
     return figures_of(setting, rows, spent, verified=verdict.ok, first_wrong=verdict.first_wrong)
+
+
+def _primers(setting: Setting) -> list[Held]:
+    """Return withdrawals whose settlements show that the engine has begun to read."""
+    chosen = choices(setting.users, Skew("uniform"), setting.seed, name="primers")
+    return [Held(choice, f"primer-{n:08d}") for n, choice in enumerate(chosen[:_PRIMERS])]
 
 
 def _held_before(setting: Setting) -> int:
@@ -197,12 +209,11 @@ class _Backlog:
         chosen = choices(setting.users, Skew("uniform"), setting.seed, first=first, name="backlog")
         cycle = itertools.cycle(chosen)
         self.held = [Held(next(cycle), f"held-{n:08d}") for n in range(setting.messages)]
-        scan = choices(setting.users, Skew("scan"), setting.seed, first=first)
-        once = {choice.user: choice for choice in scan} if is_warm else {}
-        self.primers = [
-            Held(choice, f"primer-{n:08d}")
-            for n, choice in enumerate(once.values() if is_warm else chosen[:_PRIMERS])
-        ]
+        self.primers = _primers(setting)
+        if is_warm:  # everybody's first withdrawal brings him into memory
+            scan = choices(setting.users, Skew("scan"), setting.seed, first=first)
+            once = {choice.user: choice for choice in scan}
+            self.primers = [Held(one, f"primer-{n:08d}") for n, one in enumerate(once.values())]
 
     def run(self) -> tuple[Row, Spent]:
         """Measure it."""
