@@ -184,10 +184,12 @@ def _measure(
 
 
 def _loads(users: int, seed: int) -> Iterator[Submission]:
+    """Yield what `pennyweight load` does of the population, each row under a key."""
     made = rows(users, seed)
     names = next(made)[1:]
     for row in made:
-        yield Submission(LoadBalances(row[0], tuple(zip(names, row[1:], strict=True))))
+        command = LoadBalances(row[0], tuple(zip(names, row[1:], strict=True)))
+        yield Submission(command, key=f"load:{row[0]}")
 
 
 def _withdraw(held: Held) -> Submission:
