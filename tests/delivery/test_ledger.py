@@ -237,6 +237,44 @@ def test_transfer_back_dated(served: Served, users: tuple[str, str]) -> None:
     assert code_of(served.post("/v1/transfers", future)) == (400, "effective_at_in_future")
 
 
+OUT_OF_RANGE = (
+    "0001-01-01T00:00:00+14:00",
+    "0001-01-01T00:00:00+00:01",
+    "9999-12-31T23:59:59-01:00",
+)
+
+
+@pytest.mark.parametrize("moment", OUT_OF_RANGE)
+def test_moment_that_its_offset_puts_out_of_range(
+    served: Served, users: tuple[str, str], moment: str
+) -> None:
+    one = transfer(*users)
+    before = served.store.head()
+    path = f"/v1/accounts/{users[0]}"
+    asked = moment.replace("+", "%2B")
+    for query in (f"/balance?as_of={asked}", f"/statement?as_of={asked}"):
+        assert code_of(served.send("GET", path + query)) == (400, "as_of_invalid")
+    for name in ("not_after", "effective_at"):
+        for body in (
+            {**one, name: moment},
+            {"transfers": [{**one, name: moment}], "atomic": False},
+        ):
+            assert code_of(served.post("/v1/transfers", body)) == (400, f"{name}_invalid")
+        atomic = {"transfers": [one], "atomic": True, name: moment}
+        assert code_of(served.post("/v1/transfers", atomic)) == (400, f"{name}_invalid")
+    reverse = served.post("/v1/entries/1/reverse", {"effective_at": moment})
+    assert code_of(reverse) == (400, "effective_at_invalid")
+    header = served.send("POST", "/v1/transfers", one, {"Not-After": moment})
+    assert code_of(header) == (400, "not_after_invalid")
+    assert served.store.head() == before
+
+
+def test_moments_at_the_ends_of_time(served: Served, users: tuple[str, str]) -> None:
+    for moment in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"):
+        found = served.send("GET", f"/v1/accounts/{users[0]}/balance?as_of={moment}")
+        assert found.status == 200, found
+
+
 def test_transfers_atomic(served: Served, users: tuple[str, str]) -> None:
     one, two = users
     legs = [transfer(one, two, "60"), transfer(two, one, "1", id="back")]

@@ -580,6 +580,8 @@ def test_key_that_was_given_up(client: Client):
 def test_key_and_deadline_of_bad_shape(client: Client):
     assert client.pay(1, 2, "5", idempotency_key="\x00").startswith('400 {"error":')
     assert client.pay(1, 2, "5", not_after="tomorrow").startswith('400 {"error":')
+    out_of_range = "9999-12-31T23:59:59-01:00"
+    assert client.pay(1, 2, "5", not_after=out_of_range).startswith('400 {"error":')
     assert client.pay(1, 2, "5", not_after="2019-01-01T00:00:00Z").startswith("409 ")
     assert client.pay(1, 2, "5", not_after="2030-01-01T00:00:00Z").startswith("200 ")
 

@@ -447,6 +447,24 @@ def test_balances_before_the_user(desk: Desk) -> None:
     assert desk.code("GET", "/users/100/balances?as_of=then") == (400, "as_of_invalid")
 
 
+@pytest.mark.parametrize(
+    "moment",
+    ["0001-01-01T00:00:00+14:00", "0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59-01:00"],
+)
+def test_moment_that_its_offset_puts_out_of_range(still: Desk, moment: str) -> None:
+    path = f"/users/100/balances?as_of={moment.replace('+', '%2B')}"
+    assert still.code("GET", path) == (400, "as_of_invalid")
+    late = {**SEVEN, "not_after": moment}
+    assert still.code("POST", "/withdrawals", late) == (400, "not_after_invalid")
+    assert still.code("POST", "/settlements", {**TRADE, "not_after": moment}) == (
+        400,
+        "not_after_invalid",
+    )
+    answer = still.send("POST", "/withdrawals", SEVEN, {"Not-After": moment})
+    assert (answer.status, answer.json["code"]) == (400, "not_after_invalid")
+    assert still.table() == HUNDRED
+
+
 def test_balances_leave_out_what_is_closed(desk: Desk) -> None:
     assert desk.post("/v1/accounts/user:100:USD/close").status == 200
     assert "USD" not in desk.get("/users/100/balances")["balances"]

@@ -162,8 +162,7 @@ def _parse_list(request: Request) -> Submission | list[Submission]:
             general.TransferItem(i.debit_account, i.credit_account, i.asset, i.amount, i.id or "")
             for i in body.transfers
         )
-        effective_at = None if body.effective_at is None else microseconds(body.effective_at)
-        return _submission(general.Transfers(items, effective_at), request, body)
+        return _submission(general.Transfers(items, _effective(body)), request, body)
     separate = read(_separate_decoder, request.body)
     if not separate.transfers:
         raise BadRequest("body_invalid", "a list has at least one transfer")
@@ -174,7 +173,7 @@ def _parse_list(request: Request) -> Submission | list[Submission]:
         Submission(
             _transfer(item),
             key=key_of(bare, item.idempotency_key) or (f"{key}:{position}" if key else ""),
-            not_after=deadline if item.not_after is None else microseconds(item.not_after),
+            not_after=deadline if item.not_after is None else deadline_of(bare, item.not_after),
         )
         for position, item in enumerate(separate.transfers)
     ]
@@ -186,9 +185,14 @@ def _transfer(body: TransferBody) -> general.Transfer:
         body.credit_account,
         body.asset,
         body.amount,
-        None if body.effective_at is None else microseconds(body.effective_at),
+        _effective(body),
         body.id or "",
     )
+
+
+def _effective(body: TransferBody | AtomicTransfersBody | ReverseBody) -> int | None:
+    """Return when something counts from, None for its commit. Raises BadRequest."""
+    return None if body.effective_at is None else microseconds(body.effective_at, "effective_at")
 
 
 def _parse_hold(request: Request, _: Standing) -> Submission:
@@ -211,8 +215,7 @@ def _parse_void(request: Request, _: Standing) -> Submission:
 def _parse_reverse(request: Request, _: Standing) -> Submission:
     sequence = _sequence(request)
     body = read(_reverse_decoder, request.body or b"{}")
-    effective_at = None if body.effective_at is None else microseconds(body.effective_at)
-    return _submission(general.Reverse(sequence, effective_at), request, body)
+    return _submission(general.Reverse(sequence, _effective(body)), request, body)
 
 
 def _parse_abandon(scopes: Collection[str]) -> Callable[[Request, Standing], Submission]:

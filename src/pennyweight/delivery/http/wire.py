@@ -30,6 +30,8 @@ REPLAYED = ("Idempotent-Replayed", "true")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _MINUS_ZERO = re.compile(rb"[:\[,]\s*-0\s*[,\]}]")
 
 
@@ -79,9 +81,16 @@ Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 """A moment on the wire: RFC 3339 with its offset. `microseconds` turns it into the book's."""
 
 
-def microseconds(moment: datetime) -> int:
-    """Return a moment as microseconds since 1970."""
-    return (moment - _EPOCH) // _MICROSECOND
+def microseconds(moment: datetime, name: str) -> int:
+    """Return a moment as microseconds since 1970.
+
+    Raises BadRequest, with the field's name, for one that its offset puts before the
+    year 1 or after 9999: it could not be shown again.
+    """
+    found = (moment - _EPOCH) // _MICROSECOND
+    if not _FIRST <= found <= _LAST:
+        raise BadRequest(f"{name}_invalid", f"{name} is not within the years 1 to 9999 of UTC")
+    return found
 
 
 @lru_cache(maxsize=512)
@@ -199,14 +208,15 @@ def deadline_of(request: Request, in_body: datetime | None = None) -> int | None
 
     From the header `Not-After` or the body's `not_after`; the earlier one counts.
     """
+    of_body = None if in_body is None else microseconds(in_body, "not_after")
     header = request.headers.get("not-after")
     if header is None:
-        return None if in_body is None else microseconds(in_body)
+        return of_body
     try:
-        moment = microseconds(msgspec.convert(header, Moment, strict=True))
+        moment = microseconds(msgspec.convert(header, Moment, strict=True), "not_after")
     except msgspec.ValidationError:
         raise BadRequest("not_after_invalid", "Not-After is no RFC 3339 time") from None
-    return moment if in_body is None else min(moment, microseconds(in_body))
+    return moment if of_body is None else min(moment, of_body)
 
 
 # ── pages ─────────────────────────────────────────────────────────────────────────
@@ -240,7 +250,7 @@ def moment_in_query(request: Request, name: str) -> int | None:
         return None
     try:
         # A "+" of an offset arrives as a space where the caller did not escape it.
-        return microseconds(msgspec.convert(text.replace(" ", "+"), Moment))
+        return microseconds(msgspec.convert(text.replace(" ", "+"), Moment), name)
     except msgspec.ValidationError:
         raise BadRequest(f"{name}_invalid", f"{name} is no RFC 3339 time") from None
 
