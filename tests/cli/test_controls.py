@@ -77,12 +77,32 @@ def test_what_the_book_refuses(
         (("modes", "set", "shut"), "shut"),
         (("modes", "show", "--address", "localhost"), "not http://HOST:PORT"),
         (("modes", "show", "--data", "nowhere"), "nowhere"),
+        (("modes", "show", "--data", "a", "--address", "http://b"), "not both"),
+        (("limits", "set", "BTC", "--per-day", "1", "--data", "a", "--address", "http://b"), "not"),
     ],
 )
 def test_wrong_usage(cli: Cli, words: tuple[str, ...], said: str) -> None:
     ran = cli(*words)
     assert ran.code == 2
     assert said in ran.err
+
+
+@pytest.mark.parametrize(
+    "words", [("modes", "set", "halted"), ("limits", "set", "BTC", "--per-day", "1")]
+)
+def test_no_book_is_begun(tmp_path: Path, cli: Cli, words: tuple[str, ...]) -> None:
+    folder = tmp_path / "boook"
+    ran = cli(*words, "--data", folder)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"pennyweight: there is no book at {folder}")
+    assert not folder.exists()
+
+
+def test_address_goes_before_the_folder_of_the_environment(
+    served: Served, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENNYWEIGHT_DATA", "nowhere")
+    assert cli("modes", "show", "--address", served.server.address).code == 0
 
 
 def test_book_in_use_names_the_way_out(book: Path, cli: Cli) -> None:

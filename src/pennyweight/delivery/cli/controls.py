@@ -7,7 +7,7 @@ from urllib.parse import quote
 from cyclopts import App, Parameter
 
 from pennyweight.config import load
-from pennyweight.delivery.cli.remote import Address, Key, MaybeData, ask
+from pennyweight.delivery.cli.remote import Address, Key, MaybeData, ask, check_place
 from pennyweight.delivery.cli.shared import ConfigFile, Json, UserError, print_json, roof
 from pennyweight.engine.port import Store, StoreInUse
 from pennyweight.engine.receipts import Receipt, Refusal
@@ -54,6 +54,7 @@ def show_limits(
 
     Example: pennyweight limits show --data book
     """
+    check_place(data, address)
     if address is not None:
         shown = ask(address, "GET", "/limits" + ("" if user is None else _query(user)), key)
     else:
@@ -91,6 +92,7 @@ def set_limits(
     if per_withdrawal is None and per_day is None:
         raise UserError("give --per-withdrawal, --per-day or both; none lifts a limit", code=2)
     most, most_a_day = _amount(per_withdrawal), _amount(per_day)
+    check_place(data, address)
     if address is not None:
         body = {"token": token, "user_id": user, "per_withdrawal": most, "per_day": most_a_day}
         answer = ask(address, "PUT", "/limits", key, body)
@@ -112,6 +114,7 @@ def show_modes(
 
     Example: pennyweight modes show --data book
     """
+    check_place(data, address)
     if address is not None:
         shown = ask(address, "GET", "/token-modes", key)
     else:
@@ -150,6 +153,7 @@ def set_mode(
 
     Example: pennyweight modes set reducing --token BTC --data book
     """
+    check_place(data, address)
     if address is not None:
         answer = ask(address, "PUT", "/token-modes", key, {"token": token, "mode": mode})
     else:
@@ -168,9 +172,10 @@ def _folder(data: Path | None) -> Path:
 
 
 def _execute(command: Command, folder: Path, config: Path | None) -> dict[str, Any]:
-    """Open the book for one command. Raises UserError."""
+    """Open the book for one command; none is begun for it. Raises UserError, NoBook."""
     import msgspec  # noqa: PLC0415 - only to show the answer
 
+    roof().open_reader(folder).close()
     try:
         with roof().open_inline(folder, load(config).config) as book:
             outcome = book.execute(command)

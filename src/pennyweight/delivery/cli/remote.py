@@ -1,5 +1,6 @@
 """Talking to a running server, for verbs that can do without opening its book."""
 
+import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,6 +12,7 @@ from cyclopts import Parameter
 from pennyweight.delivery.cli.shared import UserError
 
 TIMEOUT_SECONDS = 20
+DATA = "PENNYWEIGHT_DATA"
 
 Address = Annotated[
     str | None,
@@ -26,11 +28,17 @@ MaybeData = Annotated[
     Path | None,
     Parameter(
         name="--data",
-        env_var="PENNYWEIGHT_DATA",
+        env_var=DATA,
         help="The folder of the book, if no server has it open.",
         negative=(),
     ),
 ]
+
+
+def check_place(data: Path | None, address: str | None) -> None:
+    """Refuse --data beside --address; the folder of the environment gives way. Raises UserError."""
+    if data is not None and address is not None and str(data) != os.environ.get(DATA):
+        raise UserError("give --data or --address, not both", code=2)
 
 
 def ask(address: str, method: str, path: str, key: str, body: Any = None) -> Any:
