@@ -144,6 +144,59 @@ def test_data_is_rows_too() -> None:
         RiskEngine(data={7: {"BTC": 0.5}})
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (5, "data is a int"),
+        ([["User_Id", "BTC"], [1, 5]], "a row is a list"),
+        ({1: [("BTC", 5)]}, "row 1, user 1: a list"),
+        ({1: {5: 5}}, "row 1, user 1"),
+        ([{1: 2}], "no User_Id"),
+        ({1: {"BTC": 5}, "1": {"BTC": 5}}, "user '1' is in the data twice"),
+        ([{"User_Id": 1, "BTC": 1}, {"User_Id": 1, "BTC": 1}], "user '1' is in the data twice"),
+        ("there/is/no.csv", "no.csv: No such file"),
+        (Path(__file__).parent, "a directory"),
+    ],
+)
+def test_data_that_is_none(data: Any, said: str) -> None:
+    with pytest.raises(RiskError, match=said) as raised:
+        RiskEngine(data=data)
+    assert raised.value.code == "data_invalid"
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"XYZ": 1}, "asset_unknown"),
+        ({"BTC": -1}, "amount_not_positive"),
+        ({"BTC": "1e-30"}, "amount_too_fine"),
+    ],
+)
+def test_one_wrong_row_opens_nobody(tmp_path: Path, row: dict[str, Any], code: str) -> None:
+    data = {user: {"BTC": 1} for user in range(600)}
+    with pytest.raises(RiskError, match="row 601, user 600") as raised:
+        RiskEngine(tmp_path / "book", {**data, 600: row})
+    assert raised.value.code == code
+    with RiskEngine(tmp_path / "book") as engine, pytest.raises(RiskError, match="no user"):
+        engine.balances(0)
+
+
+def test_more_users_leave_those_who_are_there_alone(tmp_path: Path) -> None:
+    one = {"BTC": "5.0", "USD": 0}
+    with RiskEngine(tmp_path / "book", {1: one}) as engine:
+        engine.Settle(1, "USD", 100, "BTC", 2)
+    again = [{"User_Id": "2", "BTC": 7}, {"USD": "0.00", "BTC": 5, "user_id": 1}]
+    with RiskEngine(tmp_path / "book", again) as engine:
+        assert engine.balances(1) == {"BTC": Decimal(3), "USD": Decimal(100)}
+        assert engine.balances(2) == {"BTC": Decimal(7)}
+    changed = {3: {"BTC": 1}, 1: {**one, "USD": 1}}
+    with pytest.raises(RiskError, match="user '1' was opened with other balances") as raised:
+        RiskEngine(tmp_path / "book", changed)
+    assert (raised.value.code, raised.value.figures) == ("data_changed", {"user_id": "1"})
+    with RiskEngine(tmp_path / "book") as engine, pytest.raises(RiskError, match="no user"):
+        engine.balances(3)
+
+
 @pytest.mark.parametrize("line_end", LINE_ENDS.values(), ids=repr)
 def test_data_is_a_file(tmp_path: Path, line_end: str) -> None:
     file = tmp_path / "users.csv"

@@ -22,7 +22,6 @@ for tests and trials. Quantities are exact: int, str or Decimal, never float.
 """
 
 import enum
-import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
@@ -32,15 +31,17 @@ from typing import Any, Self
 
 import msgspec
 
-from pennyweight.delivery.balances import BadFile, Row, load_of, read_balances
+from pennyweight.delivery.balances import BadFile, Row, load_into, load_of, read_balances
 from pennyweight.delivery.settlements import check_key, settlement_in, settlement_key, text_of
 from pennyweight.engine.engine import Submission
 from pennyweight.engine.port import Head
 from pennyweight.engine.receipts import Failure, Outcome, Receipt, Refusal
 from pennyweight.ledger.accounts import user_holder
 from pennyweight.ledger.commands import Command
-from pennyweight.ledger.money import canonical, format_amount
-from pennyweight.ledger.refusals import Reason, Refused
+from pennyweight.ledger.entries import decode_entry
+from pennyweight.ledger.money import canonical, format_amount, to_units
+from pennyweight.ledger.refusals import Reason, Refused, refuse
+from pennyweight.products import general
 from pennyweight.products.withdrawals.settle import SettlementAnswer
 from pennyweight.products.withdrawals.shared import PRODUCT, check_withdrawal_id, withdrawal_id_of
 from pennyweight.products.withdrawals.withdraw import CancelWithdrawal, Withdraw
@@ -103,9 +104,15 @@ class RiskEngine:
     ) -> None:
         """Open the book in the folder `path`, beginning one where there is none, and load `data`.
 
-        The same data again changes nothing. Raises RiskError for data that cannot be
-        loaded (nothing is, if it is a file), ValueError for fewer users than one command
-        may touch, `StoreInUse` when another process has the folder's book open.
+        Rows and mappings open each user once: whoever was opened before is left as they are,
+        those who are new are opened. A file is loaded as `pennyweight load` does: the same file
+        again changes nothing, another one adds to what users have.
+
+        Raises RiskError, and changes nothing, for data that is wrong: `data_changed` when a
+        user was opened with other balances, `data_invalid` for a file that cannot be read, a
+        row of another shape, a user who is there twice, or the code of what is wrong with a
+        balance. TypeError for what is no exact number, ValueError for fewer users than one
+        command may touch, `StoreInUse` when another process has the folder's book open.
         """
         if path is None:
             self._book = _in_memory(users_in_memory)
@@ -251,29 +258,80 @@ class RiskEngine:
         return format_amount(units, self._book.engine.standing.assets[token].scale)
 
     def _load(self, data: Data) -> None:
-        """Load a file or rows, each user as one entry. Raises RiskError, TypeError."""
+        """Load a file, or open the users of rows. Raises RiskError, TypeError."""
         if isinstance(data, str | Path):
-            try:
-                balances = read_balances(Path(data), self._book.engine.standing.assets)
-            except BadFile as error:
-                raise RiskError("data_invalid", f"{data}: {error}") from None
-            digest, rows = balances.digest, balances.rows
-        else:
-            rows = list(_rows(data))
-            digest = hashlib.sha256(msgspec.json.encode(rows)).hexdigest()
+            self._load_file(Path(data))
+            return
+        rows = self._new_among(_rows(data))
         for first in range(0, len(rows), _BATCH):
             page = rows[first : first + _BATCH]
-            for outcome in self._book.execute_many([load_of(digest, row) for row in page]):
+            for outcome in self._book.execute_many([load_of(row, _key_of(row)) for row in page]):
                 _answer_of(outcome)
+
+    def _load_file(self, path: Path) -> None:
+        try:
+            balances = read_balances(path, self._book.engine.standing.assets)
+        except BadFile as error:
+            raise RiskError("data_invalid", f"{path}: {error}") from None
+        except OSError as error:
+            raise RiskError("data_invalid", f"{path}: {error.strerror or error}") from None
+        for batch in load_into(self._book, balances):
+            for loaded in batch:
+                if loaded.outcome is not None:
+                    _answer_of(loaded.outcome)
+
+    def _new_among(self, rows: Iterable[Row]) -> list[Row]:
+        """Check all rows and return those whose users were not opened yet. Raises RiskError."""
+        new: list[Row] = []
+        seen: set[str] = set()
+        for row in rows:
+            if row.user in seen:
+                raise RiskError("data_invalid", f"user {row.user!r} is in the data twice")
+            seen.add(row.user)
+            self._check(row)
+            body = self._book.store.receipt(general.PRODUCT, _key_of(row))
+            if body is None:
+                new.append(row)
+                continue
+            command = msgspec.json.decode(decode_entry(body).fields, type=general.LoadBalances)
+            if sorted(command.balances) != sorted(row.balances):
+                raise RiskError(
+                    "data_changed",
+                    f"user {row.user!r} was opened with other balances; nothing was changed",
+                    {"user_id": row.user},
+                )
+        return new
+
+    def _check(self, row: Row) -> None:
+        """Refuse a row that the book would refuse for itself alone. Raises RiskError."""
+        assets = self._book.engine.standing.assets
+        try:
+            user_holder(row.user)
+            for token, amount in row.balances:
+                asset = assets.get(token)
+                if asset is None:
+                    refuse(Reason.ASSET_UNKNOWN, f"{token!r} is not a registered asset")
+                to_units(amount, asset.scale)
+        except Refused as refused:
+            raise _error_in(row.number, row.user, refused) from None
+
+
+def _key_of(row: Row) -> str:
+    """The key of a user's opening balances; each user has them once."""
+    return f"open:{row.user}"
 
 
 def _rows(data: Mapping[Any, Mapping[str, Any]] | Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     """Yield users with what they have. Raises RiskError, TypeError."""
     if isinstance(data, Mapping):
-        pairs: Iterable[tuple[Any, Mapping[str, Any]]] = data.items()
-    else:
+        pairs: Iterable[tuple[Any, Any]] = data.items()
+    elif isinstance(data, Iterable):
         pairs = map(_split, data)
+    else:
+        raise _no_data(f"data is {_a(data)}")
     for number, (user, balances) in enumerate(pairs, 1):
+        if not isinstance(balances, Mapping) or not all(isinstance(one, str) for one in balances):
+            raise _no_data(f"row {number}, user {user}: {_a(balances)} that maps no tokens")
         try:
             yield Row(
                 number,
@@ -281,17 +339,34 @@ def _rows(data: Mapping[Any, Mapping[str, Any]] | Iterable[Mapping[str, Any]]) -
                 tuple((token, canonical(_exact(given))) for token, given in balances.items()),
             )
         except Refused as refused:
-            raise RiskError(
-                refused.reason.code, f"row {number}, user {user}: {refused.message}"
-            ) from None
+            raise _error_in(number, user, refused) from None
 
 
-def _split(row: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _split(row: object) -> tuple[Any, dict[Any, Any]]:
     """Return whose a row is, and the rest of it. Raises RiskError."""
+    if not isinstance(row, Mapping):
+        raise _no_data(f"a row is {_a(row)}")
     for name in row:
-        if name.lower() == USER_COLUMN:
+        if isinstance(name, str) and name.lower() == USER_COLUMN:
             return row[name], {token: given for token, given in row.items() if token != name}
-    raise RiskError("data_invalid", f"a row has no User_Id: {dict(row)}")
+    raise _no_data(f"a row has no User_Id: {dict(row)}")
+
+
+def _no_data(what: str) -> RiskError:
+    return RiskError(
+        "data_invalid",
+        f"{what}; data is a CSV file, {{user: {{token: quantity}}}}, or rows with User_Id",
+    )
+
+
+def _a(given: object) -> str:
+    return f"a {type(given).__name__}"
+
+
+def _error_in(number: int, user: object, refused: Refused) -> RiskError:
+    return RiskError(
+        refused.reason.code, f"row {number}, user {user}: {refused.message}", refused.figures
+    )
 
 
 def _text(what: str, given: object) -> str:

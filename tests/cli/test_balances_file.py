@@ -30,11 +30,26 @@ def test_a_file_without_rows_is_an_empty_one() -> None:
     assert parse_balances(b"User_Id,USD", ASSETS).rows == []
 
 
-def test_the_digest_is_of_the_bytes() -> None:
-    first = parse_balances(b"User_Id,USD\n1,1", ASSETS)
-    second = parse_balances(b"User_Id,USD\n1,1\n", ASSETS)
-    assert first.rows == second.rows
-    assert first.digest != second.digest
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"User_Id,USD,BTC\r1,1,0\r2,3,0.5\r",
+        b"USER_ID,USD,BTC\r\n1,1.00,0.00\r\n2, 3e0 ,0.50",
+        b"User_Id,BTC,USD\n1,0,1\n2,0.5,3\n",
+        b"\xef\xbb\xbfUser_Id,USD,BTC\n\n2,3,0.5\n1,1,0",
+    ],
+)
+def test_the_digest_is_of_what_the_file_says(content: bytes) -> None:
+    first = parse_balances(b"User_Id,USD,BTC\n1,1,0\n2,3,0.5\n", ASSETS)
+    second = parse_balances(content, ASSETS)
+    assert first.digest == second.digest
+    assert first.bytes_digest != second.bytes_digest
+
+
+def test_another_amount_column_or_user_is_another_digest() -> None:
+    contents = [b"User_Id,USD\n1,1", b"User_Id,USD\n1,2", b"User_Id,EUR\n1,1", b"User_Id,USD\n2,1",
+                b"User_Id,USD,EUR\n1,1,0", b"User_Id,USD\n1,1\n2,0"]  # fmt: skip
+    assert len({parse_balances(content, ASSETS).digest for content in contents}) == len(contents)
 
 
 @pytest.mark.parametrize(

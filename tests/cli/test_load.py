@@ -1,5 +1,6 @@
 """`pennyweight load`."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from pennyweight.assemble import open_inline, open_reader
 from pennyweight.config import Config
-from pennyweight.products.general import CloseAccount
+from pennyweight.products.general import CloseAccount, LoadBalances
 
 Cli = Callable[..., Any]
 REAL = Path(__file__).parents[3] / "shared" / "data" / "risk-engine-900-users.csv"
@@ -37,6 +38,44 @@ def test_load_again_changes_nothing(book: Path, users: Path, cli: Cli) -> None:
     assert (ran.json["rows"], ran.json["loaded"], ran.json["repeated"]) == (3, 0, 3)
     assert ran.json["totals"] == {"USD": "3148.64", "BTC": "83.307344"}
     assert cli("verify", "--data", book, "--json").json["sequence"] == before["sequence"]
+
+
+def test_load_of_the_same_written_otherwise_changes_nothing(
+    book: Path, tmp_path: Path, cli: Cli
+) -> None:
+    before = cli("verify", "--data", book, "--json").json
+    file = tmp_path / "other.csv"
+    file.write_text("User_Id,BTC,USD\n102,81.8073440,3128.39\n101,0.00,20.250\n100,15e-1,0\n")
+    ran = cli("load", file, "--data", book)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("0 users loaded, 3 were loaded before\n")
+    assert cli("verify", "--data", book, "--json").json["sequence"] == before["sequence"]
+
+
+def test_load_of_more_says_that_it_was_added(book: Path, tmp_path: Path, cli: Cli) -> None:
+    file = tmp_path / "more.csv"
+    file.write_text("User_Id,USD,BTC\n100,1,1.5\n101,20.25,0\n102,0,0\n103,7,0\n")
+    ran = cli("load", file, "--data", book)
+    assert ran.code == 0
+    assert ran.err == (
+        "pennyweight: 2 users had balances already: the file's amounts were added to them\n"
+    )
+    again = cli("load", file, "--data", book, "--json")
+    assert (again.json["repeated"], again.json["added"], again.err) == (4, 0, "")
+
+
+def test_load_knows_the_keys_of_versions_before(tmp_path: Path, cli: Cli) -> None:
+    """They keyed rows by the bytes of the file, and may have been killed in the middle."""
+    file = tmp_path / "users.csv"
+    file.write_text("User_Id,USD,BTC\n1,5,6\n2,7,8\n3,9,10\n")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with open_inline(tmp_path / "book", Config()) as opened:
+        for number, amounts in ((1, ("5", "6")), (2, ("7", "8"))):
+            balances = tuple(zip(("USD", "BTC"), amounts, strict=True))
+            opened.execute(LoadBalances(str(number), balances), key=f"load:{digest}:{number}")
+    ran = cli("load", file, "--data", tmp_path / "book")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("1 users loaded, 2 were loaded before\n")
 
 
 def test_load_of_a_wrong_file_loads_nothing(tmp_path: Path, cli: Cli) -> None:

@@ -1,28 +1,36 @@
 """A file of users and balances: CSV with a column for the user and one for each asset.
 
 The whole file is checked before anything is loaded: every cell, with its line and column.
-Lines may end in any way, carriage return alone included.
+Lines may end in any way, carriage return alone included. A file is loaded once, and the same
+file is the one that says the same: line ends, the order of rows and columns, and how amounts
+are spelled make no other one of it.
 """
 
 import csv
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from pennyweight.engine.engine import Submission
-from pennyweight.ledger.accounts import escape_user_id
+from pennyweight.engine.port import Store
+from pennyweight.engine.receipts import Outcome, Receipt
+from pennyweight.ledger.accounts import escape_user_id, user_holder
 from pennyweight.ledger.assets import Asset
 from pennyweight.ledger.draft import TRANSFERS_MAX
 from pennyweight.ledger.money import canonical, to_units
 from pennyweight.ledger.refusals import Refused
-from pennyweight.products.general import LoadBalances
+from pennyweight.products.general import PRODUCT, LoadBalances
+from pennyweight.runtime.inline import InlineBook
 
 USER_COLUMN = "user_id"
 BYTES_MAX = 256 * 1024 * 1024
 PROBLEMS_MAX = 20
+
+_BATCH = 500
+_PAGE = 1_000
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -58,16 +66,76 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class Balances(msgspec.Struct, frozen=True):
-    """A checked file. `totals` are smallest units by asset, `digest` names the file's bytes."""
+    """A checked file. `totals` are smallest units by asset.
+
+    `digest` names what the file says; `bytes_digest` the file as it is, by which earlier
+    versions keyed its rows.
+    """
 
     digest: str
+    bytes_digest: str
     rows: list[Row]
     totals: dict[str, int]
 
 
-def load_of(digest: str, row: Row) -> Submission:
-    """Return the command that loads a row; its key is the data's digest and the row's number."""
-    return Submission(LoadBalances(row.user, row.balances), key=f"load:{digest}:{row.number}")
+class Loaded(msgspec.Struct, frozen=True):
+    """What became of a row; no outcome: it was loaded before.
+
+    `is_added`: the user had one of the accounts before, and the amount was added.
+    """
+
+    row: Row
+    outcome: Outcome | None
+    is_added: bool = False
+
+
+def load_of(row: Row, key: str) -> Submission:
+    """Return the command that loads a row."""
+    return Submission(LoadBalances(row.user, row.balances), key=key)
+
+
+def load_into(book: InlineBook, balances: Balances) -> Iterator[list[Loaded]]:
+    """Load a file row by row and yield what became of each, batch by batch.
+
+    A row's key is the digest of the file and the user.
+    """
+    is_fresh = not book.store.accounts(0, 1)
+    for start in range(0, len(balances.rows), _BATCH):
+        rows = balances.rows[start : start + _BATCH]
+        if is_fresh:
+            old, added = set[int](), set[int]()
+        else:
+            old = {row.number for row in rows if _is_loaded(book.store, balances, row)}
+            added = {row.number for row in rows if _has_any(book.store, row)}
+        new = [row for row in rows if row.number not in old]
+        outcomes = book.execute_many([load_of(row, _key_of(balances, row)) for row in new])
+        found = dict(zip([row.number for row in new], outcomes, strict=True))
+        done = added & {number for number, one in found.items() if _is_done(one)}
+        yield [Loaded(row, found.get(row.number), is_added=row.number in done) for row in rows]
+
+
+def _is_done(outcome: Outcome) -> bool:
+    return isinstance(outcome, Receipt) and not outcome.is_replayed
+
+
+def _key_of(balances: Balances, row: Row) -> str:
+    return f"load:{balances.digest}:{row.user}"
+
+
+def _is_loaded(store: Store, balances: Balances, row: Row) -> bool:
+    """Whether a row was loaded, also by a version that keyed it by the bytes of the file.
+
+    The command is not asked: it has its assets in the order of the file's columns.
+    """
+    keys = (_key_of(balances, row), f"load:{balances.bytes_digest}:{row.number}")
+    return any(store.receipt(PRODUCT, key) is not None for key in keys)
+
+
+def _has_any(store: Store, row: Row) -> bool:
+    """Whether a user has an account already to which the row adds something."""
+    more = {asset for asset, amount in row.balances if amount != "0"}
+    holder = user_holder(row.user)
+    return any(account.asset in more for account in store.accounts(0, _PAGE, holder=holder))
 
 
 def read_balances(path: Path, assets: Mapping[str, Asset]) -> Balances:
@@ -113,7 +181,7 @@ class _Reading:
             self._wrong("", f"it is not CSV: {error}")
         if self._problems:
             raise BadFile(self._problems, self._count)
-        return Balances(self._digest, rows, self._totals)
+        return Balances(_digest_of(rows), self._digest, rows, self._totals)
 
     def _wrong(self, column: str, reason: str) -> None:
         self._count += 1
@@ -166,3 +234,9 @@ class _Reading:
         first = self._users.setdefault(user, self._reader.line_num)
         if first != self._reader.line_num:
             self._wrong(self._names[0], f"user {user[:40]!r} is on line {first} already")
+
+
+def _digest_of(rows: list[Row]) -> str:
+    """Name what rows say: users in the order of their ids, assets in that of their names."""
+    content = sorted((row.user, sorted(row.balances)) for row in rows)
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()

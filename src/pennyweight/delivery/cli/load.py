@@ -1,5 +1,6 @@
 """`pennyweight load`: accounts and balances from a CSV file."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import msgspec
 from cyclopts import Parameter
 
 from pennyweight.config import load as load_config
-from pennyweight.delivery.balances import BadFile, Balances, Row, load_of, read_balances
+from pennyweight.delivery.balances import BadFile, Balances, Loaded, load_into, read_balances
 from pennyweight.delivery.cli.shared import (
     ConfigFile,
     Data,
@@ -17,21 +18,23 @@ from pennyweight.delivery.cli.shared import (
     progress,
     roof,
 )
-from pennyweight.engine.receipts import Outcome, Receipt, Refusal
+from pennyweight.engine.receipts import Receipt, Refusal
 from pennyweight.ledger.money import format_amount
 from pennyweight.runtime.inline import InlineBook
 
-BATCH = 500
-
 
 class Summary(msgspec.Struct):
-    """What a load did. `totals` are decimal text by asset, over all rows of the file."""
+    """What a load did. `totals` are decimal text by asset, over all rows of the file.
+
+    `added` counts those of `loaded` who had balances already, to which theirs were added.
+    """
 
     file: str
     digest: str
     rows: int
     loaded: int = 0
     repeated: int = 0
+    added: int = 0
     refused: list[str] = []
     totals: dict[str, str] = {}
 
@@ -47,8 +50,9 @@ def load(
     """Load accounts and balances from a CSV file, each row as one entry.
 
     The whole file is checked first; if anything in it is wrong, nothing is loaded. Loading
-    the same file again changes nothing. A balance of 0 opens the account. What is loaded
-    comes from `world`, and adds to what a user has already.
+    the same users and balances again changes nothing, however the file is written. A
+    balance of 0 opens the account. What is loaded comes from `world`, and adds to what a
+    user has already: a file that differs in one balance is another file.
 
     Example: pennyweight load users.csv --data book
     """
@@ -67,6 +71,12 @@ def load(
         print_json(summary)
     else:
         _show(summary)
+    if summary.added:
+        who = "1 user" if summary.added == 1 else f"{summary.added} users"
+        print(
+            f"pennyweight: {who} had balances already: the file's amounts were added to them",
+            file=sys.stderr,
+        )
     if summary.refused:
         raise UserError(f"{file}: {summary.refused[0]}")
     return 0
@@ -84,25 +94,27 @@ def _load(book: InlineBook, balances: Balances, file: Path) -> Summary:
             for name, units in balances.totals.items()
         },
     )
+    done = 0
     with progress("loading", "users") as tell:
-        for start in range(0, len(balances.rows), BATCH):
-            rows = balances.rows[start : start + BATCH]
-            outcomes = book.execute_many([load_of(balances.digest, row) for row in rows])
-            for row, outcome in zip(rows, outcomes, strict=True):
-                _count(summary, row, outcome)
-            tell(start + len(rows), len(balances.rows))
+        for batch in load_into(book, balances):
+            for loaded in batch:
+                _count(summary, loaded)
+            done += len(batch)
+            tell(done, len(balances.rows))
     return summary
 
 
-def _count(summary: Summary, row: Row, outcome: Outcome) -> None:
-    match outcome:
-        case Receipt(is_replayed=True):
+def _count(summary: Summary, loaded: Loaded) -> None:
+    row = loaded.row
+    match loaded.outcome:
+        case None | Receipt(is_replayed=True):
             summary.repeated += 1
         case Receipt():
             summary.loaded += 1
+            summary.added += loaded.is_added
         case Refusal(message=message):
             summary.refused.append(f"row {row.number}, user {row.user}: {message}")
-        case _:
+        case outcome:
             raise UserError(f"row {row.number}, user {row.user}: {outcome}")
 
 
