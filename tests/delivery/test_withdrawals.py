@@ -199,6 +199,9 @@ def test_ids_and_quantities_are_text_or_numbers(desk: Desk, user: Any, quantity:
         ({"withdrawal_id": "w7"}, 400, "withdrawal_id_invalid"),
         ({"withdrawal_id": "a/b"}, 400, "withdrawal_id_invalid"),
         ({"withdrawal_id": "check"}, 400, "withdrawal_id_invalid"),
+        ({"withdrawal_id": "."}, 400, "withdrawal_id_invalid"),
+        ({"withdrawal_id": ".."}, 400, "withdrawal_id_invalid"),
+        ({"withdrawal_id": "a\nb"}, 400, "withdrawal_id_invalid"),
         ({"withdrawal_id": "x" * 256}, 400, "body_invalid"),
         ({"expires_in_seconds": 0}, 400, "expiry_invalid"),
         ({"expires_in_seconds": "5"}, 400, "body_invalid"),
@@ -485,6 +488,12 @@ def test_balances_leave_out_what_is_closed(desk: Desk) -> None:
         ({"bought_quantity": "x"}, 400, "amount_invalid"),
         ({"bought_quantity": "1e-19"}, 400, "amount_too_fine"),
         ({"settlement_id": []}, 400, "body_invalid"),
+        ({"settlement_id": ""}, 400, "body_invalid"),
+        ({"settlement_id": "a\nb"}, 400, "body_invalid"),
+        ({"settlement_id": "a\0"}, 400, "body_invalid"),
+        ({"settlement_id": 10**255}, 400, "body_invalid"),
+        ({"withdrawal_id": ""}, 400, "body_invalid"),
+        ({"withdrawal_id": "w1\r"}, 400, "body_invalid"),
     ],
     ids=str,
 )
@@ -583,6 +592,16 @@ BAD = [
         "sold_quantity: an amount may not be negative here",
     ),
     (json.dumps({**TRADE, "user_id": 9}).encode(), "user_not_found", "there is no user '9'"),
+    (
+        json.dumps({**TRADE, "settlement_id": ""}).encode(),
+        "message_invalid",
+        "settlement_id: an id has 1 to 255 printable characters",
+    ),
+    (
+        json.dumps({**TRADE, "withdrawal_id": "a\0"}).encode(),
+        "message_invalid",
+        "withdrawal_id: an id has 1 to 255 printable characters",
+    ),
 ]
 
 

@@ -22,6 +22,7 @@ KEY_PREFIX = "settlement:"
 STREAM_PREFIX = "kafka:"
 """Keys of messages that have no id of their own begin so."""
 
+_IDS = ("withdrawal_id", "settlement_id")
 _QUANTITIES = ("bought_quantity", "sold_quantity")
 
 Id = Annotated[str, msgspec.Meta(max_length=ID_LENGTH_MAX)] | int
@@ -33,7 +34,8 @@ Token = Annotated[str, msgspec.Meta(max_length=40)]
 class SettlementBody(msgspec.Struct, kw_only=True, gc=False):
     """What a trade really sold and bought, and, if known, the withdrawal that it settles.
 
-    `settlement_id` names the settlement: the same one again does nothing.
+    `settlement_id` names the settlement: the same one again does nothing. Ids have 1 to 255
+    printable characters.
     """
 
     user_id: Id
@@ -107,9 +109,12 @@ def settle_of(body: SettlementBody) -> Settle:
 def read_settlement(
     body_decoder: msgspec.json.Decoder[AnySettlement], content: bytes
 ) -> AnySettlement:
-    """Decode a settlement. Raises Unreadable; Refused for an amount that is none, with its field."""
+    """Decode a settlement. Raises Unreadable; Refused for an amount that is none, with its field.
+
+    An id that is there is one: an empty or unprintable one would be as good as none.
+    """
     try:
-        return read(body_decoder, content)
+        body = read(body_decoder, content)
     except Refused as refused:
         field = _field_of(content)
         raise Refused(
@@ -117,6 +122,15 @@ def read_settlement(
             f"{field}: {refused.message}" if field else refused.message,
             **refused.figures,
         ) from None
+    for name in _IDS:
+        given = getattr(body, name)
+        if given is not None:
+            text = text_of(given)
+            if not 0 < len(text) <= ID_LENGTH_MAX or not text.isprintable():
+                raise Unreadable(
+                    "body_invalid", f"{name}: an id has 1 to {ID_LENGTH_MAX} printable characters"
+                )
+    return body
 
 
 def settlement_in(content: bytes | None) -> Settle:

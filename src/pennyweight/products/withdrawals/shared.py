@@ -76,12 +76,13 @@ def check_withdrawal_id(withdrawal_id: str) -> None:
         not 0 < len(withdrawal_id) <= WITHDRAWAL_ID_LENGTH_MAX
         or not withdrawal_id.isprintable()
         or "/" in withdrawal_id
+        or withdrawal_id in {".", ".."}
         or numbered_hold(withdrawal_id) is not None
     ):
         refuse(
             Reason.WITHDRAWAL_ID_INVALID,
             f"a withdrawal_id has 1 to {WITHDRAWAL_ID_LENGTH_MAX} printable characters, no '/', "
-            "and is not 'w' and a number, which ours are",
+            "is not '.' or '..', and not 'w' and a number, which ours are",
         )
 
 
