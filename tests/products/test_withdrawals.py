@@ -432,9 +432,9 @@ def test_expiry_is_to_the_microsecond():
         """
         when
             withdrawals.expire_withdrawal 1         -> hold_not_due
-            withdrawals.settle 1 ETH 1 BTC 1 w1     -> done result=unsolicited
             withdrawals.settle 1 ETH 1 BTC 1        -> done result=unsolicited
-            withdrawals.expire_withdrawal 1         -> done
+            withdrawals.settle 1 ETH 1 BTC 1 w1     -> done result=unsolicited
+            withdrawals.expire_withdrawal 1         -> hold_expired
         """
     )
 
@@ -857,19 +857,22 @@ def test_settlement_of_an_expired_withdrawal_is_booked_in_full(stage):
 
 
 def test_settlement_of_an_expired_withdrawal_that_nobody_swept(stage):
-    """As good as gone, by id and without; what it holds is not touched until it is swept."""
+    """Without its id it is as good as gone; named, it expires, and what it held pays."""
     stage.play(
         USER
         + """
             withdrawals.withdraw 1 BTC 7 mine expires_in_seconds=60
             wait 60
-            withdrawals.settle 1 ETH 10 BTC 2 mine  -> done result=unsolicited sold_available=1
-            withdrawals.settle 1 ETH 10 BTC 7       -> done result=unsolicited shortage=6
-            withdrawals.settle 1 ETH 0 BTC 0 mine   -> done result=unsolicited
+            withdrawals.settle 1 ETH 10 BTC 2       -> done result=unsolicited sold_available=1
         then
             hold 1          open remaining 7
         when
-            withdrawals.expire_withdrawal 1         -> done available=7
+            withdrawals.settle 1 ETH 10 BTC 8 mine  -> done result=unsolicited sold_available=0
+            withdrawals.settle 1 ETH 0 BTC 0 mine   -> done result=unsolicited
+        then
+            hold 1          expired remaining 0
+        when
+            withdrawals.expire_withdrawal 1         -> hold_expired
         """
     )
 

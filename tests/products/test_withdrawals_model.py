@@ -260,7 +260,10 @@ class Model:
                 return None
             if held.state != "open" and held.ended_by != command:
                 raise No(f"withdrawal_{'cancelled' if held.state == 'voided' else 'settled'}")
-            return held if held.state != "open" or held.is_live(self.now) else None
+            if held.state == "open" and not held.is_live(self.now):
+                self.end(held, "expired")
+                return None
+            return held
         live = [h for h in self.holds if h.place == place and h.is_withdrawal]
         live = [h for h in live if h.is_live(self.now)]
         exact = [h for h in live if h.amount == sold]

@@ -172,6 +172,8 @@ def _released(entry: Entry, answer: SettlementAnswer, sold: _Side) -> int | None
     What a cancelled withdrawal gives back is not counted.
     """
     verbs = [change.verb for change in entry.holds]
+    if answer.result == "unsolicited" and verbs == ["expire"]:  # it named one whose time was over
+        return 0 if entry.holds[0].hold.account == sold.account_id else None
     if verbs != {"settled": ["settle"], "cancelled": ["void"]}.get(answer.result, []):
         return None
     if not verbs:

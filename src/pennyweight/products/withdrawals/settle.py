@@ -22,6 +22,7 @@ from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.withdrawals.shared import (
     CANCELLED,
     DEFICIT,
+    EXPIRED,
     PRODUCT,
     SETTLED,
     UNSOLICITED,
@@ -75,13 +76,17 @@ class LetterAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Trade(NamedTuple):
-    """A settlement in smallest units, with the user and the hold it is booked against."""
+    """A settlement in smallest units, with the user and the hold it is booked against.
+
+    `late` is the hold it names whose time is over, and which nobody has expired yet.
+    """
 
     holder: str
     sold: int
     bought: int
     hold: Hold | None
     is_duplicate: bool = False
+    late: Hold | None = None
 
 
 class Settle(Command, frozen=True):
@@ -136,6 +141,9 @@ class Settle(Command, frozen=True):
             return self._answer(draft, trade, "duplicate")
         # ── from here on it is a fact ──
         hold = trade.hold
+        if trade.late is not None:  # what it held pays for the trade
+            draft.expire_hold(trade.late.id)
+            ended(draft, trade.late, EXPIRED)
         if hold is not None and trade.sold == 0:
             draft.void_hold(hold.id)
             ended(draft, hold, CANCELLED)
@@ -179,7 +187,9 @@ class Settle(Command, frozen=True):
             if not self._has_ended(draft, hold):
                 refuse_ended(hold)
             return _Trade(holder, sold, bought, hold, is_duplicate=True)
-        return _Trade(holder, sold, bought, hold if _is_live(hold, draft.time) else None)
+        if _is_live(hold, draft.time):
+            return _Trade(holder, sold, bought, hold)
+        return _Trade(holder, sold, bought, None, late=hold)
 
     def _match(self, draft: Draft, account_id: str, sold: int) -> Hold | None:
         """Return the open withdrawal that this trade most likely settles."""
