@@ -28,6 +28,9 @@ PINNED_SHARE = 2
 _LOOKS_MAX = 64
 """How many residents one eviction looks at, at most."""
 
+_SETTLED = 0.25
+"""What a user found for a settlement counts, of one found for a caller who waits."""
+
 _KEPT = 0.8
 """What a trial found counts for so much after another period."""
 
@@ -237,11 +240,12 @@ class Replacement:
     def peek(self, user: str) -> bool:
         """Note that a settlement wanted the user, and return whether he is resident.
 
-        He gets no hotter by it, but a half-life that would have kept him is the better one.
+        He gets no hotter by it, but a half-life that would have kept him is the better one,
+        a little: nobody waits for a settlement's answer.
         """
         if _is_watched(user, self._sample):
             for trial in self._trials:
-                trial.found += user in trial.residents
+                trial.found += _SETTLED * (user in trial.residents)
         return user in self._residents
 
     def admit(self, user: str) -> str | None:

@@ -87,4 +87,13 @@ def compare(*, users: int, capacity: int, requests: int, seed: int, report: Repo
 
 def _optimum(capacity: int, trace: Trace) -> float:
     """The bound for everybody: it may admit at settlements, too."""
-    return traces.hit_ratio(Belady(capacity, trace.users), Trace(trace.name, trace.users))
+    policy = Belady(capacity, trace.users)
+    counted = hits = 0
+    for turn, user in enumerate(trace.users):
+        is_hit = policy.use(user)
+        if not is_hit:
+            policy.admit(user)
+        if not (trace.is_callers_only and turn in trace.settled):
+            counted += 1
+            hits += is_hit
+    return hits / counted
