@@ -36,8 +36,20 @@ def test_limits_are_set_shown_and_lifted(place: tuple[str, object], cli: Cli) ->
     assert cli("limits", "show", *place, "--json").json == {"user_id": None, "limits": [BTC]}
     ran = cli("limits", "set", "USD", "--user", "100", "--per-day", "0", *place, "--json")
     assert ran.json == {"user_id": "100", "token": "USD", "per_withdrawal": None, "per_day": "0"}
+    ran = cli("limits", "set", "BTC", "--user", "100", "--per-withdrawal", "7", *place)
+    assert ran.out == "BTC: 7 a withdrawal, in 24 hours as for all\n"
     ran = cli("limits", "show", "--user", "100", *place)
-    assert ran.out == "USD: no limit a withdrawal, 0 in 24 hours\n"
+    assert ran.out == (
+        "BTC: 7 a withdrawal, as for all: 25.5 in 24 hours\n"
+        "USD: no limit a withdrawal, 0 in 24 hours\n"
+    )
+    ran = cli("limits", "show", "--user", "100", *place, "--json")
+    usd = {"token": "USD", "per_withdrawal": None, "per_day": "0"}
+    assert ran.json == {
+        "user_id": "100",
+        "limits": [{"token": "BTC", "per_withdrawal": "7", "per_day": None}, usd],
+        "effective": [{"token": "BTC", "per_withdrawal": "7", "per_day": "25.5"}, usd],
+    }
     cli("limits", "set", "BTC", "--per-withdrawal", "none", *place)
     assert cli("limits", "show", *place).out == "there are no limits\n"
 

@@ -726,7 +726,8 @@ def test_limits(desk: Desk) -> None:
     assert desk.get("/limits?user_id=100")["limits"][0]["per_day"] == "99"
     desk.withdraw(9)
     desk.ok("PUT", "/limits", {"token": "BTC", "user_id": 100, "per_withdrawal": None})
-    assert desk.get("/limits?user_id=100")["limits"] == []
+    of_user = desk.get("/limits?user_id=100")
+    assert (of_user["limits"], of_user["effective"]) == ([], [shown])
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ from pennyweight.products.withdrawals.controls import (
     CONTROLS,
     USER,
     Controls,
+    Limits,
     SetLimits,
     SetMode,
     UserControls,
+    prevailing_limits,
 )
 
 limits = App(
@@ -50,7 +52,7 @@ def show_limits(
     key: Key = "",
     json: Json = False,
 ) -> int:
-    """Show the limits that count for all users, or the own ones of one.
+    """Show the limits for all users, or what counts for one: their own limits, else those for all.
 
     Example: pennyweight limits show --data book
     """
@@ -58,14 +60,16 @@ def show_limits(
     if address is not None:
         shown = ask(address, "GET", "/limits" + ("" if user is None else _query(user)), key)
     else:
-        shown = {"user_id": user, "limits": _limits_in(_folder(data), user)}
+        shown = _limits_in(_folder(data), user)
     if json:
         print_json(shown)
-    else:
-        for limit in shown["limits"]:
-            print(_line(limit))
-        if not shown["limits"]:
-            print("there are no limits")
+        return 0
+    own = {limit["token"]: limit for limit in shown["limits"]}
+    counting = shown.get("effective", shown["limits"])
+    for limit in counting:
+        print(_line(limit, own.get(limit["token"], {})))
+    if not counting:
+        print("there are no limits")
     return 0
 
 
@@ -83,9 +87,9 @@ def set_limits(
     config: ConfigFile = None,
     json: Json = False,
 ) -> int:
-    """Set both limits of a token: of one withdrawal, and of 24 hours.
+    """Set both limits of a token: of one withdrawal, and of 24 hours; one left out is lifted.
 
-    A user's own limit goes before the one for all. A running server is told with --address.
+    A user's own limit goes before the one for all, which counts where there is none. A running server is told with --address.
 
     Example: pennyweight limits set BTC --per-withdrawal 10 --per-day 25 --data book
     """
@@ -98,7 +102,7 @@ def set_limits(
         answer = ask(address, "PUT", "/limits", key, body)
     else:
         answer = _execute(SetLimits(token, most, most_a_day, user), _folder(data), config)
-    _tell(answer, _line(answer), json=json)
+    _tell(answer, _line(answer, answer), json=json)
     return 0
 
 
@@ -201,16 +205,22 @@ def _general(store: Store) -> Controls:
     return Controls() if record is None else record.read(Controls)
 
 
-def _limits_in(folder: Path, user: str | None) -> list[dict[str, Any]]:
-    """Return the limits of all, or of one user, of a book."""
+def _limits_in(folder: Path, user: str | None) -> dict[str, Any]:
+    """Return the limits of all, or of one user, of a book, as GET /limits does."""
     store = roof().open_reader(folder)
     try:
-        found = _general(store).limits
-        if user is not None:
-            record = store.record(USER, user)
-            found = {} if record is None else record.read(UserControls).limits
+        of_all = _general(store).limits
+        if user is None:
+            return {"user_id": None, "limits": _listed(of_all)}
+        record = store.record(USER, user)
+        own = {} if record is None else record.read(UserControls).limits
     finally:
         store.close()
+    effective = prevailing_limits(own, of_all)
+    return {"user_id": user, "limits": _listed(own), "effective": _listed(effective)}
+
+
+def _listed(found: dict[str, Limits]) -> list[dict[str, Any]]:
     return [
         {"token": token, "per_withdrawal": one.per_withdrawal, "per_day": one.per_day}
         for token, one in sorted(found.items())
@@ -230,10 +240,19 @@ def _amount(text: str | None) -> str | None:
         raise UserError(refused.message, code=2) from None
 
 
-def _line(limit: dict[str, Any]) -> str:
-    per_withdrawal = limit["per_withdrawal"] or "no limit"
-    per_day = limit["per_day"] or "no limit"
-    return f"{limit['token']}: {per_withdrawal} a withdrawal, {per_day} in 24 hours"
+def _line(limit: dict[str, Any], own: dict[str, Any]) -> str:
+    """Say what limits a token has, and which of them, or of a user's, are those for all."""
+    parts = []
+    for name, words in (("per_withdrawal", "a withdrawal"), ("per_day", "in 24 hours")):
+        if limit[name] is None and limit.get("user_id") is not None:
+            parts.append(f"{words} as for all")
+        elif limit[name] is None:
+            parts.append(f"no limit {words}")
+        elif own.get(name) is None:
+            parts.append(f"as for all: {limit[name]} {words}")
+        else:
+            parts.append(f"{limit[name]} {words}")
+    return f"{limit['token']}: {', '.join(parts)}"
 
 
 def _query(user: str) -> str:

@@ -107,6 +107,7 @@ from pennyweight.products.withdrawals.controls import (
     SetLimits,
     SetMode,
     UserControls,
+    prevailing_limits,
 )
 from pennyweight.products.withdrawals.settle import (
     CloseLetter,
@@ -597,20 +598,22 @@ def _render_close(outcomes: list[Outcome], request: Request) -> Reply:
 
 def _get_limits(request: Request, store: Store, _: Standing) -> Reply:
     user = request.query.get("user_id")
-    limits: dict[str, Limits] = {}
+    of_all = _controls(store).limits
     if user is None:
-        limits = _controls(store).limits
-    else:
-        _accounts_of(store, user_holder(user), user)
-        record = store.record(USER, user)
-        if record is not None:
-            own: UserControls = record.read(UserControls)
-            limits = own.limits
-    shown = [
+        return Reply(200, encode(LimitsShown(None, _shown_limits(of_all))))
+    _accounts_of(store, user_holder(user), user)
+    record = store.record(USER, user)
+    own = UserControls() if record is None else record.read(UserControls)
+    effective = prevailing_limits(own.limits, of_all)
+    shown = LimitsShown(user, _shown_limits(own.limits), _shown_limits(effective))
+    return Reply(200, encode(shown))
+
+
+def _shown_limits(limits: dict[str, Limits]) -> list[LimitShown]:
+    return [
         LimitShown(token, limit.per_withdrawal, limit.per_day)
         for token, limit in sorted(limits.items())
     ]
-    return Reply(200, encode(LimitsShown(user, shown)))
 
 
 def _parse_limits(request: Request, _: Standing) -> Submission:
@@ -978,10 +981,13 @@ def _control_routes() -> list[Route]:
             "/limits",
             _get_limits,
             summary="The limits that count for all users, or those of one",
-            description="A user's own limit goes before the one for all.",
+            description=(
+                "A user's own limit goes before the one for all. With `user_id`: the user's own "
+                "limits, and in `effective` what counts for the user, those for all included."
+            ),
             answer=LimitsShown,
             answer_example={"user_id": None, "limits": [_LIMITS]},
-            parameters={"user_id": "The own limits of this user."},
+            parameters={"user_id": "The limits of this user."},
             errors={404: _NO_USER},
         ),
         _command(
@@ -990,7 +996,10 @@ def _control_routes() -> list[Route]:
             _parse_limits,
             _render_as_is,
             summary="Set both limits of a token, for one user or for all",
-            description="Of one withdrawal and of a rolling day. Null, or left out: no limit.",
+            description=(
+                "Of one withdrawal and of a rolling day. Null, or left out, lifts a limit: for all "
+                "users, there is none; for one, the one for all counts."
+            ),
             request=LimitsBody,
             request_example=_LIMITS,
             answer=LimitSet,

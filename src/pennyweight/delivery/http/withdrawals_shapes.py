@@ -39,7 +39,10 @@ class WithdrawalBody(Carried, kw_only=True, gc=False):
 
 
 class LimitsBody(Carried, kw_only=True, gc=False):
-    """Both limits of a token, of one user or of all; null or left out: no limit."""
+    """Both limits of a token, of one user or of all; null or left out: none.
+
+    For a user, none of their own: the one for all counts.
+    """
 
     token: Token
     user_id: Id | None = None
@@ -271,14 +274,22 @@ class LimitShown(msgspec.Struct, frozen=True):
 
 
 class LimitsShown(msgspec.Struct, frozen=True):
-    """All limits of one user, or, with a null `user_id`, those that count for all users."""
+    """The limits for all users (a null `user_id`), or the own limits of one.
+
+    Of a user `effective` is what counts: each own limit, and where that is null, the one
+    for all.
+    """
 
     user_id: str | None
     limits: list[LimitShown]
+    effective: list[LimitShown] | msgspec.UnsetType = msgspec.UNSET
 
 
 class LimitSet(msgspec.Struct, frozen=True):
-    """Limits as they are set now; a null `user_id`: for all users."""
+    """Limits as they are set now; a null `user_id`: for all users.
+
+    A null limit of a user: the one for all counts.
+    """
 
     user_id: str | None
     token: str

@@ -131,6 +131,8 @@ class SetMode(Command, frozen=True):
 class SetLimits(Command, frozen=True):
     """Set both limits of a token, for one user or for all; None lifts a limit.
 
+    A user without a limit of their own has the one for all.
+
     Refusals: user_id_invalid, token_unknown, those of an amount, user_not_found.
     """
 
@@ -176,6 +178,19 @@ def _with(all_limits: dict[str, Limits], token: str, limits: Limits) -> dict[str
     if limits == Limits():
         del changed[token]
     return changed
+
+
+def prevailing(own: Limits, of_all: Limits) -> Limits:
+    """Return what counts for a user: each own limit, and where there is none, the one for all."""
+    return Limits(own.per_withdrawal or of_all.per_withdrawal, own.per_day or of_all.per_day)
+
+
+def prevailing_limits(own: dict[str, Limits], of_all: dict[str, Limits]) -> dict[str, Limits]:
+    """Return what counts for a user, by token, in the order of the tokens."""
+    return {
+        token: prevailing(own.get(token, Limits()), of_all.get(token, Limits()))
+        for token in sorted({*own, *of_all})
+    }
 
 
 # ── what withdrawals ask ──────────────────────────────────────────────────────────
@@ -231,8 +246,8 @@ def check_limits(draft: Draft, holder: str, token: str, units: int) -> None:
         of_all = _controls.decode(general_record.body).limits.get(token, of_all)
     own = UserControls() if record is None else _user_controls.decode(record.body)
     of_user = own.limits.get(token, Limits())
-    per_withdrawal = of_user.per_withdrawal or of_all.per_withdrawal
-    per_day = of_user.per_day or of_all.per_day
+    limits = prevailing(of_user, of_all)
+    per_withdrawal, per_day = limits.per_withdrawal, limits.per_day
     if per_withdrawal is not None and units > draft.units(
         per_withdrawal, token, is_zero_allowed=True
     ):
