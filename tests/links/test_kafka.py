@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import structlog
 from confluent_kafka import KafkaException
 
 from brokers import MockBroker, RealBroker, group_offsets, send
@@ -157,15 +158,27 @@ def test_idle_links_notice_that_the_broker_is_gone_and_back(
     monkeypatch.setattr(kafka, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr(kafka, "_PROBE_TIMEOUT_SECONDS", 0.1)
     producer = Producer(broker.address, topic)
-    broker.down()
-    try:
-        wait_for(lambda: producer.look() or producer.status)
-        wait_for(lambda: group.consumer.consume(1, 0.01) or group.consumer.status)
-    finally:
-        broker.up()
-    wait_for(lambda: producer.look() or not producer.status)
-    wait_for(lambda: group.consumer.consume(1, 0.01) or not group.consumer.status)
+    with structlog.testing.capture_logs() as logs:
+        broker.down()
+        try:
+            wait_for(lambda: producer.look() or producer.status)
+            wait_for(lambda: group.consumer.consume(1, 0.01) or group.consumer.status)
+            for _ in range(5):
+                producer.look()
+                group.consumer.consume(1, 0.1)
+        finally:
+            broker.up()
+        wait_for(lambda: producer.look() or not producer.status)
+        wait_for(lambda: group.consumer.consume(1, 0.01) or not group.consumer.status)
     producer.close()
+    assert sorted((line["link"], line["event"]) for line in logs) == [
+        ("consumer", "kafka is back"),
+        ("consumer", "kafka is down"),
+        ("producer", "kafka is back"),
+        ("producer", "kafka is down"),
+    ]
+    assert {line["log_level"] for line in logs} == {"warning"}
+    assert broker.address in logs[0]["cause"]
 
 
 def test_consumer_wants_a_broker() -> None:

@@ -47,8 +47,18 @@ class Persistent(Agent):
     def __init__(self, name: str) -> None:
         """Nothing is wrong yet."""
         super().__init__(name)
-        self._down = ""
+        self._cause = ""
+
+    @property
+    def _down(self) -> str:
         """Why the last session ended; a session says when that is over."""
+        return self._cause
+
+    @_down.setter
+    def _down(self, cause: str) -> None:
+        if self._cause and not cause:
+            log.warning("an agent goes on", agent=self._name)
+        self._cause = cause
 
     def _run(self) -> None:
         seconds = RETRY_SECONDS

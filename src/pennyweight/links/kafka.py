@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 BATCH = 500
 """Messages that one `consume` returns at most."""
 
@@ -81,7 +85,13 @@ def client() -> ModuleType:
 
 
 class _Link:
-    """What consumer and producer share: settings, errors that make a status, probes."""
+    """What consumer and producer share: settings, errors that make a status, probes.
+
+    When the status changes from well to not, or back, the log says so once.
+    """
+
+    _does = "link"
+    """What the log calls it."""
 
     def __init__(self, brokers: str, topic: str | None) -> None:
         """`topic` is what probes ask about, so that they stay small on a large cluster."""
@@ -115,11 +125,17 @@ class _Link:
             codes._SSL,  # noqa: SLF001 - as above
         }:
             self._is_down = True
-            self.status = f"{self._brokers}: {_sentence(error)}"
+            self._is_stuck(f"{self._brokers}: {_sentence(error)}")
+
+    def _is_stuck(self, status: str) -> None:
+        if not self.status:
+            log.warning("kafka is down", link=self._does, cause=status)
+        self.status = status
 
     def _is_alive(self) -> None:
         self._alive_at = time.monotonic()
         if self.status:
+            log.warning("kafka is back", link=self._does, brokers=self._brokers)
             self._is_down = False
             self.status = ""
 
@@ -133,7 +149,7 @@ class _Link:
         except self._kafka.KafkaException as error:
             self._alive_at = time.monotonic()
             self._is_down = True
-            self.status = f"{self._brokers}: {_sentence(error.args[0])}"
+            self._is_stuck(f"{self._brokers}: {_sentence(error.args[0])}")
         else:
             self._is_alive()
 
@@ -146,6 +162,8 @@ class Consumer(_Link):
     assigned (None: from the earliest message). `on_gain` and `on_loss` are called inside
     `consume` and `close`, in the caller's thread.
     """
+
+    _does = "consumer"
 
     def __init__(
         self,
@@ -401,6 +419,8 @@ class Consumer(_Link):
 class Producer(_Link):
     """Sends messages that count only when every replica in sync has them, in order by key."""
 
+    _does = "producer"
+
     def __init__(self, brokers: str, topic: str, *, options: Options | None = None) -> None:
         """`topic` is one that it will write to. Raises ExtraMissing."""
         super().__init__(brokers, topic)
@@ -452,7 +472,7 @@ class Producer(_Link):
             self._is_alive()
             return
         self.failed += 1
-        self.status = f"topic {message.topic()}: {_sentence(error)}"
+        self._is_stuck(f"topic {message.topic()}: {_sentence(error)}")
 
 
 def _sentence(error: Any) -> str:
