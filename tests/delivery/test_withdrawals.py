@@ -216,8 +216,7 @@ def test_withdrawal_that_is_wrong(
 ) -> None:
     body = {**SEVEN, **change}
     assert still.code("POST", "/withdrawals", body) == (status, code)
-    if code not in {"not_after_passed", "idempotency_key_invalid"}:
-        assert still.code("POST", "/withdrawals/check", body) == (status, code)
+    assert still.code("POST", "/withdrawals/check", body) == (status, code)
     assert still.table() == HUNDRED
 
 
@@ -289,6 +288,20 @@ def test_check_holds_nothing(desk: Desk) -> None:
     poor = {**SEVEN, "requested_quantity": 82}
     assert desk.ok("POST", "/withdrawals/check", poor)["status"] == "INSUFFICIENT_BALANCE"
     assert desk.get("/v1/entries?order=newest&limit=1") == before
+
+
+def test_check_looks_at_headers_but_not_at_used_keys(desk: Desk) -> None:
+    desk.ok("POST", "/withdrawals", SEVEN, key="k")
+    other = {**SEVEN, "requested_quantity": 8}
+    assert desk.code("POST", "/withdrawals", other, key="k") == (422, "key_reused")
+    assert desk.ok("POST", "/withdrawals/check", other, key="k")["held"] == "15"
+    late = desk.send("POST", "/withdrawals/check", SEVEN, {"Not-After": "2001-01-01T00:00:00Z"})
+    assert (late.status, late.json["code"]) == (409, "not_after_passed")
+    bad = "settlement:7"
+    assert desk.code("POST", "/withdrawals/check", SEVEN, key=bad) == (
+        400,
+        "idempotency_key_invalid",
+    )
 
 
 def test_check_knows_modes_limits_and_taken_ids(desk: Desk) -> None:

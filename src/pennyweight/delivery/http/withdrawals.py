@@ -246,9 +246,12 @@ def _checker(clock: Callable[[], int]) -> Callable[[Request, Store, Standing], R
     """Return the `read` of POST /withdrawals/check."""
 
     def check(request: Request, store: Store, standing: Standing) -> Reply:
-        command = _withdraw_of(read(withdrawal_decoder, request.body))
+        submission = _parse_withdrawal(request, standing)
+        draft = Draft(WhatIf(store, standing, clock()), PRODUCT)
+        if submission.not_after is not None and draft.time > submission.not_after:
+            refuse(Reason.NOT_AFTER_PASSED, "the withdrawal's deadline has passed")
         try:
-            answer = command.decide(Draft(WhatIf(store, standing, clock()), PRODUCT))
+            answer: WithdrawalAnswer = submission.command.decide(draft)
         except Refused as refused:
             if refused.reason is not Reason.INSUFFICIENT_FUNDS:
                 raise
@@ -798,7 +801,10 @@ def _withdrawal_routes(clock: Callable[[], int]) -> list[Route]:
             "/withdrawals/check",
             _checker(clock),
             summary="What a withdrawal would be answered now; nothing is held",
-            description="As under a key that is free. A moment later the answer may be another.",
+            description=(
+                "As under a key that is free: a key is looked at, but not whether it was used "
+                "before. A moment later the answer may be another."
+            ),
             request=WithdrawalBody,
             request_example=_ASKED,
             answer=WouldSuffice | Insufficient,
