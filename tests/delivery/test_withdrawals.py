@@ -557,6 +557,29 @@ def test_settlement_of_a_withdrawal_that_has_ended(desk: Desk) -> None:
     assert desk.code("POST", "/settlements", cancelled) == (409, "withdrawal_cancelled")
 
 
+def test_second_part_is_booked_under_a_name_that_nobody_has(desk: Desk) -> None:
+    """The recipe of the documentation for letters of withdrawals that are settled."""
+    desk.withdraw(7, withdrawal_id="order-17")
+    desk.withdraw(3, withdrawal_id="order-18")
+    part = {**TRADE, "withdrawal_id": "order-17", "settlement_id": "p-1", "sold_quantity": 4}
+    assert desk.ok("POST", "/settlements", part)["released"] == "3"
+    second = {**part, "settlement_id": "p-2", "sold_quantity": 3}
+    desk.message(json.dumps(second).encode())
+    place = "/dead-letters/withdrawals-1"
+    assert desk.get(place)["reason"] == "withdrawal_settled"
+    assert desk.code("POST", f"{place}/replay") == (409, "withdrawal_settled")
+    booked = desk.ok("POST", "/settlements", {**second, "withdrawal_id": "order-17-part-2"})
+    assert (booked["result"], booked["sold_available"]) == ("unsolicited", "71.807344")
+    assert desk.ok("POST", f"{place}/close", {"note": "booked"})["state"] == "closed"
+    assert desk.get("/withdrawals/order-18")["status"] == "open"
+
+
+def test_limits_of_zero_stop_one_user(desk: Desk) -> None:
+    desk.ok("PUT", "/limits", {"token": "BTC", "user_id": 100, "per_withdrawal": 0})
+    tiny = {**SEVEN, "requested_quantity": "0.000001"}
+    assert desk.code("POST", "/withdrawals", tiny) == (409, "limit_reached")
+
+
 def test_settlement_of_nothing_cancels(desk: Desk) -> None:
     desk.withdraw(7)
     nothing = {**TRADE, "sold_quantity": 0, "bought_quantity": 0}

@@ -888,9 +888,11 @@ def _settlement_routes() -> list[Route]:
             summary="Book what a trade really sold and bought",
             description=(
                 "As from Kafka, by the same handler: a fact, booked whatever the user has. It "
-                "settles the withdrawal it names, else the one of exactly the sold quantity, "
-                "else the user's oldest of that token. The key is the `settlement_id`, else the "
-                "Idempotency-Key."
+                "settles the withdrawal it names, else the one of exactly the sold quantity, if it "
+                "is the only such, else the user's oldest of that token. One settlement ends a "
+                "withdrawal: parts must be added up before. The key is the `settlement_id`, else "
+                "the Idempotency-Key, both only if they are equal; without either, and without a "
+                "`withdrawal_id`, the same trade sent twice is two trades."
             ),
             request=PostedSettlement,
             request_example=_TRADE,

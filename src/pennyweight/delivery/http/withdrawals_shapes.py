@@ -27,7 +27,7 @@ class WithdrawalBody(Carried, kw_only=True, gc=False):
     """A withdrawal to check and hold. `requested_amount` is another name of `requested_quantity`.
 
     `withdrawal_id` is the caller's own id for it; it is the idempotency key too, unless
-    one is given.
+    one is given. `expires_in_seconds` is from 1 to 316 224 000 (ten years of 366 days).
     """
 
     user_id: Id
