@@ -69,7 +69,7 @@ class Lane(IntEnum):
 _SHARES = {Lane.INTERACTIVE: 0.6, Lane.INBOUND: 0.3, Lane.TIMERS: 0.1}
 
 
-BESIDE_MAX = 64
+BESIDE_MAX = 16
 """Commands of each other lane that a batch takes while somebody waits for an answer."""
 
 
