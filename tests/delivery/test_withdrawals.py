@@ -739,6 +739,7 @@ def test_letter_is_closed_with_a_note(desk: Desk) -> None:
     shown = desk.get(place)
     assert (shown["state"], shown["note"]) == ("closed", "a test of theirs")
     assert desk.code("POST", f"{place}/close") == (409, "dead_letter_closed")
+    assert desk.code("POST", f"{place}/replay") == (409, "dead_letter_closed")
     assert desk.code("POST", "/dead-letters/x/close") == (404, "dead_letter_not_found")
 
 

@@ -105,6 +105,12 @@ def open_letter(draft: Draft, letter_id: str) -> tuple[Record, DeadLetter]:
             owner=record.product,
         )
     letter: DeadLetter = record.read(DeadLetter)
+    check_open(letter_id, letter)
+    return record, letter
+
+
+def check_open(letter_id: str, letter: DeadLetter) -> None:
+    """Refuse a letter that was dealt with. Refusal: dead_letter_closed."""
     if letter.state != "open":
         refuse(
             Reason.DEAD_LETTER_CLOSED,
@@ -112,7 +118,6 @@ def open_letter(draft: Draft, letter_id: str) -> tuple[Record, DeadLetter]:
             state=letter.state,
             sequence=letter.closed_in,
         )
-    return record, letter
 
 
 def close_letter(

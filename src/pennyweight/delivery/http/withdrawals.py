@@ -94,7 +94,7 @@ from pennyweight.ledger.commands import Command
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.entries import Entry, decode_entry
 from pennyweight.ledger.holds import Hold, HoldState
-from pennyweight.ledger.letters import LETTER, DeadLetter, State, index_of
+from pennyweight.ledger.letters import LETTER, DeadLetter, State, check_open, index_of
 from pennyweight.ledger.money import format_amount
 from pennyweight.ledger.records import RANK_MAX, Record
 from pennyweight.ledger.refusals import Reason, Refused, refuse
@@ -576,7 +576,11 @@ def _readable(name: str, in_base64: str) -> dict[str, Any]:
 def _prepare_replay(request: Request, store: Store, _: Standing) -> Submission:
     body = read(carried_decoder, request.body.strip() or b"{}")
     record, letter = _letter(request, store)
-    settle = settlement_in(b64decode(letter.message.payload))
+    try:
+        settle = settlement_in(b64decode(letter.message.payload))
+    except Refused:
+        check_open(record.id, letter)
+        raise
     submission = _submission(ReplaySettlement(record.id, settle), request, body)
     if settle.settlement_id:
         submission.key = settlement_key(settle.settlement_id)
