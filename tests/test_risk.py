@@ -219,6 +219,25 @@ def test_book_in_a_folder_stays(tmp_path: Path) -> None:
         assert engine.withdrawals(100, "BTC") == {"w1": Decimal(7)}
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_engine_that_was_closed(tmp_path: Path, is_kept: bool) -> None:
+    engine = RiskEngine(tmp_path / "book" if is_kept else None, {100: HUNDRED})
+    engine.close()
+    engine.close()
+    calls = (
+        lambda: engine.WithdrawBalance(100, "BTC", 1),
+        lambda: engine.Settle(100, "ETH", 1, "BTC", 1),
+        lambda: engine.cancel("w1"),
+        lambda: engine.balances(100),
+        lambda: engine.withdrawals(100, "BTC"),
+        lambda: engine.users_in_memory,
+    )
+    for call in calls:
+        with pytest.raises(RiskError, match="was closed") as raised:
+            call()
+        assert raised.value.code == "engine_closed"
+
+
 def test_no_more_users_in_memory_than_asked_for() -> None:
     with RiskEngine(data={user: {"BTC": 5} for user in range(200)}, users_in_memory=130) as engine:
         for user in range(200):

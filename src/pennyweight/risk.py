@@ -114,10 +114,11 @@ class RiskEngine:
         balance. TypeError for what is no exact number, ValueError for fewer users than one
         command may touch, `StoreInUse` when another process has the folder's book open.
         """
+        self._is_closed = False
         if path is None:
-            self._book = _in_memory(users_in_memory)
+            self._opened = _in_memory(users_in_memory)
         else:
-            self._book = _on_disk(Path(path), users_in_memory)
+            self._opened = _on_disk(Path(path), users_in_memory)
         try:
             if data is not None:
                 self._load(data)
@@ -235,8 +236,9 @@ class RiskEngine:
         return len(self._book.engine.cache)
 
     def close(self) -> None:
-        """Release the book; one in memory is gone."""
-        self._book.store.close()
+        """Release the book; one in memory is gone. All else raises RiskError from then on."""
+        self._is_closed = True
+        self._opened.store.close()
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -250,6 +252,13 @@ class RiskEngine:
     ) -> None:
         """Close the engine."""
         self.close()
+
+    @property
+    def _book(self) -> InlineBook:
+        """The book. Raises RiskError when it was closed."""
+        if self._is_closed:
+            raise RiskError("engine_closed", "the engine was closed")
+        return self._opened
 
     def _decide(self, command: Command, key: str) -> Outcome:
         return self._book.execute_many((Submission(command, key=key),))[0]

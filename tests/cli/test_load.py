@@ -1,6 +1,9 @@
 """`pennyweight load`."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +134,18 @@ def test_load_into_a_book_in_use_is_refused(book: Path, users: Path, cli: Cli) -
         ran = cli("load", users, "--data", book)
     assert ran.code == 2
     assert ran.err.startswith("pennyweight: in use by pid ")
+
+
+def test_load_whose_output_nobody_reads(users: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "pennyweight", "load", users, "--data", tmp_path / "book"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(words, check=False, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (141, b"")
+    store = open_reader(tmp_path / "book")
+    assert len(store.accounts(0, 100)) == 8
+    store.close()
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="not here: the data set beside the checkout")

@@ -1,5 +1,6 @@
 """The command line: one file per group of verbs, imported only when its verb is called."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from pennyweight.delivery.cli import shared
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
+"""Whoever read our output has ended, as a shell tells it."""
 
 _HERE = "pennyweight.delivery.cli"
 _VERBS = (
@@ -54,10 +57,15 @@ def run(roof: shared.Roof, arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = build(words[0] if words else "")(words, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except CycloptsError as error:
         return _say(str(error), EXIT_USAGE)
     except shared.UserError as error:
         return _say(str(error), error.code)
+    except BrokenPipeError:
+        # What is left in the buffer must go somewhere, or Python complains when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_UNREAD
     except OSError as error:
         return _say(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
