@@ -52,7 +52,10 @@ def build(verb: str = "") -> App:
 
 
 def run(roof: shared.Roof, arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0, 1 for failed, 2 for wrong usage, no book, or one in use."""
+    """Run one verb and return the exit code: 0, 1 for failed, 2 for wrong usage, no book, or one in use.
+
+    130 for one that was stopped, 141 for one whose output nobody reads any more.
+    """
     shared.use(roof)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
