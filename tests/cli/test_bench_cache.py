@@ -14,9 +14,9 @@ def test_bench_cache_figures(cli):
     assert ran.code == 0, ran.err
     seen = ran.json
     assert seen["capacity"] == 20
-    assert len(seen["traces"]) == 10
+    assert len(seen["traces"]) == 11
     assert {"ours", "LRU", "ARC", "Bélády's optimum"} <= seen["hit_ratios"].keys()
-    assert all(len(row) == 10 for row in seen["hit_ratios"].values())
+    assert all(len(row) == 11 for row in seen["hit_ratios"].values())
     assert seen["missing"] == foreign.MISSING
     again, other = (cli("bench", "cache", *SHORT, "--seed", n, "--json", "-") for n in (3, 4))
     for name, row in again.json["hit_ratios"].items():
