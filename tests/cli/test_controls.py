@@ -68,6 +68,8 @@ def test_modes_are_set_and_shown(place: tuple[str, object], cli: Cli) -> None:
     [
         (("limits", "set", "XYZ", "--per-day", "1"), "'XYZ' is not a token of this book"),
         (("limits", "set", "BTC", "--per-day", "1", "--user", "9"), "there is no user '9'"),
+        (("limits", "show", "--user", "9"), "user_not_found: there is no user '9'"),
+        (("limits", "show", "--user", "\r"), "user_id_invalid: "),
         (("modes", "set", "halted", "--token", "XYZ"), "'XYZ' is not a token of this book"),
     ],
 )

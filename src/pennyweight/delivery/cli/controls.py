@@ -11,6 +11,7 @@ from pennyweight.delivery.cli.remote import Address, Key, MaybeData, ask, check_
 from pennyweight.delivery.cli.shared import ConfigFile, Json, UserError, print_json, roof
 from pennyweight.engine.port import Store, StoreInUse
 from pennyweight.engine.receipts import Receipt, Refusal
+from pennyweight.ledger.accounts import user_holder
 from pennyweight.ledger.commands import Command
 from pennyweight.ledger.money import canonical
 from pennyweight.ledger.refusals import Refused
@@ -206,14 +207,18 @@ def _general(store: Store) -> Controls:
 
 
 def _limits_in(folder: Path, user: str | None) -> dict[str, Any]:
-    """Return the limits of all, or of one user, of a book, as GET /limits does."""
+    """Return the limits of all, or of one user, of a book, as GET /limits does. Raises UserError."""
     store = roof().open_reader(folder)
     try:
         of_all = _general(store).limits
         if user is None:
             return {"user_id": None, "limits": _listed(of_all)}
+        if not store.accounts(0, 1, holder=user_holder(user)):
+            raise UserError(f"user_not_found: there is no user {user[:80]!r}")
         record = store.record(USER, user)
         own = {} if record is None else record.read(UserControls).limits
+    except Refused as refused:
+        raise UserError(f"{refused.reason.code}: {refused.message}") from None
     finally:
         store.close()
     effective = prevailing_limits(own, of_all)
