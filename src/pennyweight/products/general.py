@@ -416,7 +416,7 @@ class PlaceHold(Command, frozen=True):
         expires_at = None
         if self.expires_in_seconds is not None:
             if not 0 < self.expires_in_seconds <= _HOLD_SECONDS_MAX:
-                refuse(Reason.EXPIRY_INVALID, "a hold lasts from one second to ten years")
+                refuse(Reason.EXPIRY_INVALID, f"a hold lasts from 1 to {_HOLD_SECONDS_MAX} seconds")
             expires_at = draft.time + self.expires_in_seconds * 1_000_000
         _keep_off_owed(draft, self.account)
         account = draft.account(self.account)

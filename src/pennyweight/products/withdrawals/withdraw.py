@@ -117,7 +117,7 @@ class Withdraw(Command, frozen=True):
         if seconds is None:
             return None
         if not 0 < seconds <= SECONDS_MAX:
-            refuse(Reason.EXPIRY_INVALID, "a withdrawal lasts from one second to ten years")
+            refuse(Reason.EXPIRY_INVALID, f"a withdrawal lasts from 1 to {SECONDS_MAX} seconds")
         return time + seconds * 1_000_000
 
 
