@@ -38,7 +38,7 @@ def prove(folder: Path, progress: Progress) -> Report:
     """Verify a folder's book in another process. Raises ProofFailed."""
     command = [sys.executable, "-m", "pennyweight.proving", str(folder)]
     decoder = msgspec.json.Decoder(Step)
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:  # noqa: S603 - as above
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:  # noqa: S603 - ourselves
         step = Step(error="it ended without a word")
         for line in process.stdout or ():
             step = decoder.decode(line)
@@ -51,7 +51,10 @@ def prove(folder: Path, progress: Progress) -> Report:
 
 
 def main(folder: Path, say: Callable[[Step], None]) -> int:
-    """Verify a folder's book here, telling how far it is; return the exit code."""
+    """Verify a folder's book here, telling how far it is; return the exit code.
+
+    Raises BrokenPipeError when nobody listens any more, because the server has ended.
+    """
     try:
         store = open_reader(folder)
         try:
@@ -63,6 +66,8 @@ def main(folder: Path, say: Callable[[Step], None]) -> int:
             )
         finally:
             store.close()
+    except BrokenPipeError:
+        raise
     except Exception as error:  # noqa: BLE001 - the parent is told, whatever it is
         say(Step(error=f"{type(error).__name__}: {error}"))
         return 1
@@ -77,4 +82,8 @@ def _print(step: Step) -> None:
 
 if __name__ == "__main__":
     os.nice(_NICENESS)
-    sys.exit(main(Path(sys.argv[1]), _print))
+    try:
+        code = main(Path(sys.argv[1]), _print)
+    except BrokenPipeError:
+        os._exit(1)  # an ordinary end would try to write once more what nobody reads
+    sys.exit(code)

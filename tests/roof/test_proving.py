@@ -1,5 +1,7 @@
 """A served book is proven in a process of its own."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,15 @@ def test_proof_apart_says_why_there_is_none(tmp_path: Path):
     here: list[proving.Step] = []
     assert proving.main(tmp_path / "nowhere", here.append) == 1
     assert "there is no book" in here[-1].error
+
+
+def test_proof_ends_quietly_with_the_server_that_asked_for_it(tmp_path: Path):
+    with open_inline(tmp_path, Config()) as book:
+        book.execute(LoadBalances("1", (("BTC", "1"),)))
+    command = [sys.executable, "-m", "pennyweight.proving", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

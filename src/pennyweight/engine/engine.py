@@ -68,7 +68,6 @@ class Lane(IntEnum):
 
 _SHARES = {Lane.INTERACTIVE: 0.6, Lane.INBOUND: 0.3, Lane.TIMERS: 0.1}
 
-
 BESIDE_MAX = 16
 """Commands of each other lane that a batch takes while somebody waits for an answer."""
 
@@ -132,7 +131,8 @@ class Submission:
     """A command on its way: with its key, deadline and lane, and who waits for the outcome.
 
     `ticket` is the driver's. Setting `is_dropped` before the decision takes it back.
-    `refused` is what the command's `reads` refused; its key is looked at first.
+    `refused` is what the command's `reads` refused; its key is looked at first. Its uses
+    of users are counted once (`is_counted`), however often it comes back.
 
     What was read from an outside stream comes with the `cursor` move that it stands for.
     The cursor moves in the same entry as the effect; where the key shows that the effect
@@ -369,9 +369,7 @@ class Engine:
     def _take_shares(self, cap: int, places: int, wanted: WantedReads, *, most: int) -> None:
         """Give each lane its share of the batch and of the places for guests.
 
-        Lanes nobody waits at get `most` commands of a batch at most.
-
-        A command that needs more places than are left must wait, and all behind it, unless
+        Lanes nobody waits at get `most` commands at most. A command that needs more places than are left must wait, and all behind it, unless
         it is the first. So that its turn comes, a lane that got nothing goes first next time.
         """
         left_out = []
