@@ -18,7 +18,9 @@ from pennyweight.engine.port import (
     HoldRow,
     NotOwner,
     Reads,
+    Resolution,
     Store,
+    StoreInUse,
 )
 from pennyweight.engine.receipts import Failure, Receipt
 from pennyweight.engine.verification import check_tail
@@ -844,6 +846,55 @@ def test_stage_keeps_small_settings(store: Store):
     assert store.stage("secret", "two") == "two"
     assert store.stage("secret") == "two"
     assert store.stage("other") is None
+
+
+def test_stage_keeps_the_first_value_where_that_is_asked(store: Store):
+    assert store.stage("secret", "one", is_first=True) == "one"
+    assert store.stage("secret", "two", is_first=True) == "one"
+    assert store.stage("secret") == "one"
+
+
+def test_restored_book_begins_a_new_life(store: Store):
+    commit(store)
+    before = store.head()
+    store.renew("second")
+    assert store.head() == msgspec.structs.replace(before, incarnation="second")
+    commit(store)
+    assert [header.incarnation for header, _ in store.batches(0, 10)] == ["first", "second"]
+    assert check_tail(store) is None
+
+
+def test_book_that_somebody_serves_begins_no_new_life(store: Store):
+    store.claim("one", "a", 60_000_000)
+    with pytest.raises(StoreInUse, match="one"):
+        store.renew("second")
+    assert store.head().incarnation == "first"
+    store.give_up("one")
+    store.renew("second")
+    assert store.head().incarnation == "second"
+
+
+def test_append_that_happened_is_found_out(store: Store):
+    first = append_of(store.head())
+    assert store.resolve(first) == Resolution(is_committed=False, is_owner=True)
+    store.append(first)
+    assert store.resolve(first) == Resolution(is_committed=True, is_owner=True)
+    second = append_of(store.head())
+    assert store.resolve(second) == Resolution(is_committed=False, is_owner=True)
+    store.append(second)
+    assert store.resolve(second) == Resolution(is_committed=True, is_owner=True)
+
+
+def test_append_is_found_out_by_who_lost_the_book(store: Store):
+    store.claim("one", "a", 1)
+    done = append_of(store.head())
+    store.append(done)
+    other = append_of(store.head())
+    time.sleep(0.01)
+    assert store.claim("two", "b", 60_000_000) is not None
+    commit(store)
+    assert store.resolve(done) == Resolution(is_committed=True, is_owner=False)
+    assert store.resolve(other) == Resolution(is_committed=False, is_owner=False)
 
 
 # ── whole books ───────────────────────────────────────────────────────────────────

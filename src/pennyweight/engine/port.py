@@ -24,6 +24,22 @@ class StoreFailed(StoreError):
     """The disk or the database failed; what was being committed is unknown. The writer stops."""
 
 
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, or cannot take this now; nothing was written. Try again.
+
+    `code` is stable and for callers: `store_unavailable`, `store_read_only`, `store_full`, ...
+    """
+
+    def __init__(self, message: str, code: str = "store_unavailable") -> None:
+        """`message` is for operators."""
+        super().__init__(message)
+        self.code = code
+
+
+class OutcomeUnknown(StoreError):
+    """Nobody knows whether the append was committed. `Store.resolve` finds out."""
+
+
 class ConstraintFailed(StoreError):
     """A row or constraint contradicts this batch; nothing of it was written."""
 
@@ -39,9 +55,9 @@ class NoBook(StoreError):
 class StoreInUse(StoreError):
     """Another process has the book open."""
 
-    def __init__(self, pid: int) -> None:
-        """`pid` is the other process."""
-        super().__init__(f"in use by pid {pid}")
+    def __init__(self, pid: int, by: str = "") -> None:
+        """`pid` is the other process, or 0 where `by` says who it is."""
+        super().__init__(f"in use by {by or f'pid {pid}'}")
         self.pid = pid
 
 
@@ -218,6 +234,13 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     now: int
 
 
+class Resolution(msgspec.Struct, frozen=True):
+    """What became of an append: whether it was committed, and whether its owner still owns the book."""
+
+    is_committed: bool
+    is_owner: bool
+
+
 class Store(Protocol):
     """One book's rows. See the module's docstring for who may call what."""
 
@@ -234,8 +257,16 @@ class Store(Protocol):
         is not as the batch found it, a version does not move on, a key, a name or a hold's
         reference is taken, a cursor is elsewhere, a balance breaks its floor or has more than 38
         digits, or something does not fit; in both cases nothing was written and the store
-        goes on. Raises StoreFailed when the outcome is unknown or the disk failed; the
-        store then refuses everything that writes.
+        goes on. Raises StoreUnavailable when nothing was written and the same append may be
+        tried again, OutcomeUnknown when that must be asked first (`resolve`). Raises
+        StoreFailed when the disk failed; the store then refuses everything that writes.
+        """
+
+    def resolve(self, batch: Append) -> Resolution:
+        """Tell what became of an append whose outcome is unknown: fence, then read.
+
+        Afterwards no earlier attempt at it can be committed any more. Called by the writer,
+        as often as it takes. Raises StoreUnavailable.
         """
 
     def adopt(self, batch: Append) -> None:
@@ -331,7 +362,9 @@ class Store(Protocol):
         """Take or renew the book's lease, outside the journal, by the store's clock.
 
         A renewal keeps the epoch; a take-over of a lease that is free, given up or over
-        adds 1 to it. None while another owner's lease lasts.
+        (also one's own) adds 1 to it, and to the epoch of the head: appends that expect an
+        older one raise NotOwner from then on. None while another owner's lease lasts.
+        Raises StoreUnavailable.
         """
 
     def give_up(self, owner: str) -> None:
@@ -340,10 +373,18 @@ class Store(Protocol):
     def lease(self) -> Lease | None:
         """Return the lease as it stands, or None if there never was one."""
 
-    def stage(self, name: str, value: str | None = None) -> str | None:
+    def stage(self, name: str, value: str | None = None, *, is_first: bool = False) -> str | None:
         """Read, or set, one small setting outside the journal (a secret, an operator's mark).
 
-        Returns the value as it is then, None if it was never set.
+        Returns the value as it is then, None if it was never set. With `is_first` a value
+        that is there already stays, also where several set it at once.
+        """
+
+    def renew(self, incarnation: str) -> None:
+        """Begin a new life of the book: batches from now on carry this incarnation.
+
+        For a book that was restored from a backup. Nobody may serve it meanwhile.
+        Raises StoreInUse while somebody's lease lasts.
         """
 
     def size_bytes(self) -> int:

@@ -5,6 +5,8 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
+import msgspec
+
 from pennyweight.engine.port import (
     AccountRow,
     Append,
@@ -21,6 +23,8 @@ from pennyweight.engine.port import (
     NotOwner,
     Reads,
     RecordRow,
+    Resolution,
+    StoreInUse,
 )
 from pennyweight.ledger.accounts import Account, holder_of
 from pennyweight.ledger.entries import CursorMove, decode_entry
@@ -169,6 +173,14 @@ class MemoryStore:
     def adopt(self, batch: Append) -> None:
         """See `Store`."""
         self.append(batch)
+
+    def resolve(self, batch: Append) -> Resolution:
+        """See `Store`."""
+        header = batch.batch.header
+        with self._lock:
+            is_committed = any(chain == batch.batch.chain for _, chain in reversed(self._batches))
+            is_owner = self._head.epoch == header.epoch
+        return Resolution(is_committed, is_owner)
 
     # ── checking ──────────────────────────────────────────────────────────────────
 
@@ -476,11 +488,21 @@ class MemoryStore:
         held = self._lease
         return held and _with_end(held, held.address, held.expires_at, self._clock())
 
-    def stage(self, name: str, value: str | None = None) -> str | None:
+    def stage(self, name: str, value: str | None = None, *, is_first: bool = False) -> str | None:
         """See `Store`."""
         if value is not None:
+            if is_first:
+                return self._stage.setdefault(name, value)
             self._stage[name] = value
         return self._stage.get(name)
+
+    def renew(self, incarnation: str) -> None:
+        """See `Store`."""
+        with self._lock:
+            lease = self._lease
+            if lease is not None and lease.expires_at > self._clock():
+                raise StoreInUse(0, lease.owner)
+            self._head = msgspec.structs.replace(self._head, incarnation=incarnation)
 
     def size_bytes(self) -> int:
         """See `Store`."""

@@ -17,6 +17,7 @@ from pennyweight.engine.port import (
     Lease,
     NoBook,
     Reads,
+    Resolution,
     StoreError,
     StoreFailed,
 )
@@ -140,6 +141,14 @@ class SQLiteStore:
         """See `Store`."""
         self._writing().append(batch)
 
+    def resolve(self, batch: Append) -> Resolution:
+        """See `Store`. Nothing here is ever unknown to a store that still works."""
+        self._writing().check_usable()
+        last = batch.batch.header.first_sequence - 1
+        found = self._readers.batches(last, 1)
+        is_committed = bool(found) and found[0][1] == batch.batch.chain
+        return Resolution(is_committed, self.head().epoch == batch.expected.epoch)
+
     # ── the readers' ──────────────────────────────────────────────────────────────
 
     def entries(
@@ -253,13 +262,16 @@ class SQLiteStore:
         epoch, owner, address, expires_at, now = rows[0]
         return Lease(epoch=epoch, owner=owner, address=address, expires_at=expires_at, now=now)
 
-    def stage(self, name: str, value: str | None = None) -> str | None:
+    def stage(self, name: str, value: str | None = None, *, is_first: bool = False) -> str | None:
         """See `Store`."""
-        if value is None:
-            staged: str | None = self._readers.one("SELECT value FROM stage WHERE name = ?", name)
-            return staged
-        self._writing().stage(name, value)
-        return value
+        if value is not None:
+            self._writing().stage(name, value, is_first=is_first)
+        staged: str | None = self._readers.one("SELECT value FROM stage WHERE name = ?", name)
+        return staged
+
+    def renew(self, incarnation: str) -> None:
+        """See `Store`."""
+        self._writing().renew(incarnation)
 
     def size_bytes(self) -> int:
         """See `Store`."""

@@ -16,6 +16,7 @@ from pennyweight.engine.port import (
     Reads,
     StoreError,
     StoreFailed,
+    StoreInUse,
 )
 from pennyweight.ledger.accounts import holder_of
 from pennyweight.ledger.entries import decode_entry
@@ -248,7 +249,7 @@ class Writer:
                         raise
                     raise ConstraintFailed(str(error)) from error
                 connection.execute("COMMIT")
-            except (ConstraintFailed, NotOwner):
+            except (ConstraintFailed, NotOwner, StoreInUse):
                 raise
             except BaseException as error:
                 self.fail(error)
@@ -299,15 +300,27 @@ class Writer:
             )
         )
 
-    def stage(self, name: str, value: str) -> None:
+    def stage(self, name: str, value: str, *, is_first: bool) -> None:
         """See `Store`."""
+        taken = "NOTHING" if is_first else "UPDATE SET value = excluded.value"
         self.transact(
             lambda: self.connection.execute(
-                "INSERT INTO stage VALUES (?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                f"INSERT INTO stage VALUES (?, ?) ON CONFLICT (name) DO {taken}",  # noqa: S608
                 (name, value),
             )
         )
+
+    def renew(self, incarnation: str) -> None:
+        """See `Store`."""
+        self.transact(lambda: self._renew(incarnation))
+
+    def _renew(self, incarnation: str) -> None:
+        execute = self.connection.execute
+        now = execute("SELECT CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)").get
+        held = execute("SELECT owner FROM lease WHERE expires_at > ?", (now,)).get
+        if held is not None:
+            raise StoreInUse(0, held)
+        execute("UPDATE head SET incarnation = ?", (incarnation,))
 
     def close(self) -> None:
         """Close the connection; the last one of a book copies the log into its file."""
