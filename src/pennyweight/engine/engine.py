@@ -26,7 +26,7 @@ from pennyweight.engine.port import (
     Reads,
     SealedBatch,
 )
-from pennyweight.engine.receipts import Failure, Outcome, Receipt, Refusal, Unknown
+from pennyweight.engine.receipts import UNKNOWN, Failure, Outcome, Receipt, Refusal, Unknown
 from pennyweight.ledger.commands import (
     Command,
     Wanted,
@@ -233,6 +233,8 @@ class Engine:
         self._stalled: set[str] = set()
         """Cursors of which a submission was sent back in this batch; the later ones wait for it."""
         self._applicants: Iterable[str] = ()
+        self._is_told = False
+        """Whether the callers of this batch have been answered before its outcome is known."""
 
     # ── in ────────────────────────────────────────────────────────────────────────
 
@@ -311,8 +313,7 @@ class Engine:
         taken = self._taken
         for index, submission in enumerate(taken):
             if index % LATE_EVERY == 0 and index and is_late():
-                for rest in reversed(taken[index:]):
-                    self._lanes[rest.lane].appendleft(rest)
+                self._put_back(taken[index:])
                 del taken[index:]
                 self._batch_cap = index
                 break
@@ -348,21 +349,49 @@ class Engine:
         elif len(taken) == 1:
             self._answers = [(taken[0], _failure(error))]
         else:
-            for submission in reversed(taken):
-                self._lanes[submission.lane].appendleft(submission)
+            self._put_back(taken)
             self._batch_cap = max(1, len(taken) // 2)
             self._answers = []
         self._answers += self._early
         self.cache.clear()
         return self._finish()
 
-    def drain(self, message: str) -> list[Answer]:
+    def postponed(self) -> list[Answer]:
+        """Nothing of the batch was written, and nothing is wrong with it: it waits again.
+
+        Whom `tell_unknown` has answered meanwhile does not wait any more.
+        """
+        taken = self._taken
+        self._ready.clear()
+        if not self._is_told:
+            self._put_back(taken)
+        self._answers = list(self._early)
+        self.cache.clear()
+        return self._finish()
+
+    def tell_unknown(self, message: str) -> list[Answer]:
+        """Answer the callers of a batch whose outcome takes too long to be found out.
+
+        The batch itself stays as it is, until `committed` or `postponed`; neither answers
+        these callers again. What was to be refused is not refused: that may depend on it.
+        """
+        if self._is_told:
+            return []
+        self._is_told = True
+        told = [(submission, Unknown(message)) for submission in self._taken]
+        return [*told, *self._early]
+
+    def drain(self, message: str, code: str = UNKNOWN) -> list[Answer]:
         """Answer everything that still waits: it was not decided. For a driver that stops."""
-        answers: list[Answer] = []
+        return [(submission, Unknown(message, code)) for submission in self.take_back()]
+
+    def take_back(self) -> list[Submission]:
+        """Take everything that still waits out of the lanes, unanswered."""
+        left: list[Submission] = []
         for lane in self._lanes:
             while lane:  # `submit` may run meanwhile: one by one, so that none is lost
-                answers.append((lane.popleft(), Unknown(message)))
-        return answers
+                left.append(lane.popleft())
+        return left
 
     # ── inside ────────────────────────────────────────────────────────────────────
 
@@ -438,8 +467,7 @@ class Engine:
         if len(taken) == 1:
             self.cache.make_room(self.cache.users_max)
         self._batch_cap = max(1, len(taken) // 2)
-        for submission in reversed(taken):
-            self._lanes[submission.lane].appendleft(submission)
+        self._put_back(taken)
 
     def _decide_one(self, submission: Submission, overlay: Overlay) -> Outcome | None:
         """Decide one command; None if it must come back for facts that were not loaded."""
@@ -545,6 +573,11 @@ class Engine:
         self.refusals[refused.reason.code] += 1
         return Refusal(refused.reason, refused.message, refused.figures)
 
+    def _put_back(self, taken: list[Submission]) -> None:
+        """Put submissions first in their lanes again, in their order."""
+        for submission in reversed(taken):
+            self._lanes[submission.lane].appendleft(submission)
+
     def _defer(self, submission: Submission, unloaded: Unloaded) -> Outcome | None:
         """Send a command back for a fact it did not name. Bounded."""
         if submission.cursor is not None:
@@ -596,12 +629,15 @@ class Engine:
 
     def _finish(self) -> list[Answer]:
         """Put deferred commands first in their lanes, and hand the answers out."""
+        if self._is_told:
+            self._is_told = False
+            self._answers = []
+            self._ready.clear()
         self._stalled.clear()
         self.cache.dismiss(self._applicants)
         self._applicants = ()
         if self._ready:
-            for submission in reversed(self._ready):
-                self._lanes[submission.lane].appendleft(submission)
+            self._put_back(self._ready)
             self._ready.clear()
         answers, self._answers, self._taken = self._answers, [], []
         self._overlay = self._append = None

@@ -6,6 +6,8 @@ import msgspec
 
 from pennyweight.ledger.refusals import Reason
 
+UNKNOWN = "outcome_unknown"
+
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
     """Done: the entry's sequence and the rule's answer (the command's `answer_type`).
@@ -33,9 +35,13 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """Neither done nor refused for certain: ask again under the same key."""
+    """Neither done nor refused for certain: ask again under the same key.
+
+    `code` is stable. Any other than this one says that nothing was decided, and why.
+    """
 
     message: str
+    code: str = UNKNOWN
 
 
 Outcome = Receipt | Refusal | Failure | Unknown

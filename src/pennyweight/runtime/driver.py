@@ -4,6 +4,9 @@ Callers live on an event loop. `submit` queues a command and returns; the engine
 takes what waits, decides, appends, and hands all answers of a batch back with one call
 into the loop, where each submission's ticket is called with its outcome. The loop never
 waits for a disk, and whatever arrives during one commit goes into the next.
+
+A database can be away. What was not written is tried again; what may have been written is
+found out first; callers wait a bounded time for either, and then hear which of both it is.
 """
 
 import contextlib
@@ -11,20 +14,35 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import Any, Protocol
 
 import structlog
 
 from pennyweight.engine.engine import Answer, Engine, Submission
 from pennyweight.engine.overlay import Standing
-from pennyweight.engine.port import ConstraintFailed, Store, StoreError
+from pennyweight.engine.port import (
+    Append,
+    ConstraintFailed,
+    NotOwner,
+    OutcomeUnknown,
+    Reads,
+    Store,
+    StoreError,
+    StoreUnavailable,
+)
+from pennyweight.engine.receipts import UNKNOWN
 from pennyweight.runtime.clock import ClockGuard
 
 DECIDE_SECONDS_MAX = 0.02
 """A batch is cut when its decisions took this long."""
 
+HOLD_SECONDS = 10.0
+"""How long callers wait for a store that is away, or for the outcome of a broken commit."""
+
 _IDLE_SECONDS = 0.2
+_RETRY_SECONDS = 0.02
+_RETRY_SECONDS_MAX = 0.5
 _EXIT_CODE = 70
 _LAST_WORDS_SECONDS = 0.2
 
@@ -43,6 +61,26 @@ class Unavailable(Exception):
         self.code = code
 
 
+class Tenure(Protocol):
+    """How long the book is surely ours, where others may take it over."""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether nobody else can own the book at this moment."""
+
+    def confirm(self) -> None:
+        """Ask the store whether it is still ours. Raises NotOwner, StoreUnavailable."""
+
+
+class ForEver:
+    """The tenure of a book that only this process can have."""
+
+    is_sure = True
+
+    def confirm(self) -> None:
+        """Nobody else has it."""
+
+
 def call_directly(function: Callable[..., object], *arguments: Any) -> None:
     """Call at once, in the engine thread: the `CallSoon` of tests and tools without a loop."""
     function(*arguments)
@@ -59,20 +97,30 @@ class ThreadedBook:
         *,
         observe: Callable[[int, float, float], None] | None = None,
         hear: Callable[[Sequence[Answer]], object] | None = None,
+        tenure: Tenure | None = None,
+        lost: Callable[[], object] | None = None,
+        hold_seconds: float = HOLD_SECONDS,
         die: Callable[[int], object] = os._exit,
     ) -> None:
         """`observe` hears of each batch: commands, seconds to decide, seconds to append.
 
         `hear` hears of all answers of a batch, after they were handed over; like `observe`
-        it is called by the engine thread. `die` ends the process when the engine thread breaks.
+        it is called by the engine thread. `lost` is called there, last of all, when somebody
+        else owns the book: what waits is left for `take_back`. Without it that is a failure.
+        `die` ends the process when the engine thread breaks.
         """
         self.engine = engine
         self.store = store
         self.clock = clock
         self.failure = ""
         """Why nothing is committed any more; "" while all is well."""
+        self.is_lost = False
+        """Whether another process owns the book now; this object is of no more use then."""
+        self.hold_seconds = hold_seconds
         self._observe = observe
         self._hear = hear
+        self._tenure = ForEver() if tenure is None else tenure
+        self._lost = lost
         self._die = die
         self._call_soon: CallSoon = call_directly
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -80,6 +128,12 @@ class ThreadedBook:
         self._is_stopping = False
         self._is_troubled = False
         self._late_at = 0.0
+        self._unresolved: Append | None = None
+        """The append whose outcome is not known; no other is made before it is."""
+        self._trouble: Unavailable | None = None
+        """Why the store does not answer; commands wait for it until `_patient_until`."""
+        self._patient_until = 0.0
+        self._retry_seconds = _RETRY_SECONDS
         self._thread = threading.Thread(target=self._run, name="pennyweight-engine", daemon=True)
 
     # ── for the callers' loop ─────────────────────────────────────────────────────
@@ -107,10 +161,18 @@ class ThreadedBook:
         """Raise Unavailable when commands cannot be committed: the truth behind `/readyz`."""
         if self.failure:
             raise Unavailable("store_failed", self.failure)
+        if self.is_lost:
+            raise Unavailable("no_owner", "another process owns the book")
         if self.clock.is_drifting:
             raise Unavailable("clock_drift", f"the clock jumped by {self.clock.drift} microseconds")
         if self._is_stopping:
             raise Unavailable("stopping", "the server is stopping")
+        if self._trouble is not None and self._is_patience_over:
+            raise Unavailable(self._trouble.code, str(self._trouble))
+
+    def take_back(self) -> list[Submission]:
+        """Return what waits in a book that was lost or has ended, to be asked elsewhere."""
+        return self.engine.take_back()
 
     def stop(self, timeout_seconds: float | None = None) -> None:
         """Decide what waits, then end the thread. New commands are refused from now on."""
@@ -149,43 +211,125 @@ class ThreadedBook:
                 "the clock is right again" if was_drifting else "the clock jumped: no commits",
                 drift_microseconds=self.clock.drift,
             )
-        self._is_troubled = bool(self.failure) or self.clock.is_drifting or self._is_stopping
+        self._is_troubled = (
+            bool(self.failure)
+            or self.clock.is_drifting
+            or self._is_stopping
+            or (self._trouble is not None and self._is_patience_over)
+        )
         if self.failure or self.clock.is_drifting:
             self._hand_over(self.engine.drain(self.failure or "the clock jumped"))
             return self._wait()
-        batch = self.engine.next_batch(now)
-        if batch is None:
-            return self._wait()
-        started = time.perf_counter()
-        decided = appended = started
+        if self._trouble is not None and self._is_patience_over:
+            self._turn_away(self._trouble)
         try:
-            found = self.store.begin(*batch)
-            self._late_at = time.monotonic() + DECIDE_SECONDS_MAX
-            append = self.engine.decide(found, self._is_late)
-            decided = appended = time.perf_counter()
-            if append is not None:
-                self.store.append(append)
-                appended = time.perf_counter()
+            if self._unresolved is not None:
+                return self._resolve(self._unresolved)
+            batch = self.engine.next_batch(now)
+            if batch is not None:
+                self._commit(batch)
+            elif self._trouble is None:
+                return self._wait()
+            else:
+                self._tenure.confirm()
+                self.store.head()
+            self._recover()
         except StoreError as error:
-            self._failed(error)
-            return True
+            return self._failed(error)
+        return True
+
+    def _commit(self, batch: tuple[Reads, Container[str]]) -> None:
+        """Read, decide, append, and hand the answers over. Raises StoreError."""
+        started = time.perf_counter()
+        found = self.store.begin(*batch)
+        self._late_at = time.monotonic() + DECIDE_SECONDS_MAX
+        append = self.engine.decide(found, self._is_late)
+        decided = appended = time.perf_counter()
+        if append is not None:
+            try:
+                self.store.append(append)
+            except OutcomeUnknown:
+                self._unresolved = append
+                raise
+            appended = time.perf_counter()
+        elif not self._tenure.is_sure:
+            self._tenure.confirm()
         answers = self.engine.committed()
         self._hand_over(answers)
         if self._observe is not None:
             self._observe(len(answers), decided - started, appended - decided)
+
+    def _resolve(self, append: Append) -> bool:
+        """Find out what became of an append, and go on. Raises StoreUnavailable, NotOwner."""
+        resolution = self.store.resolve(append)
+        self._unresolved = None
+        engine = self.engine
+        log.warning("a broken commit was found out", is_committed=resolution.is_committed)
+        self._hand_over(engine.committed() if resolution.is_committed else engine.postponed())
+        if not resolution.is_owner:
+            raise NotOwner("another process owns the book")
+        self._recover()
         return True
 
-    def _failed(self, error: StoreError) -> None:
-        """A constraint is retried in halves; anything else ends all commits on this book."""
-        is_final = not isinstance(error, ConstraintFailed)
-        if is_final:
-            self.failure = f"{type(error).__name__}: {error}"
-            self._is_troubled = True
-        self._hand_over(self.engine.failed(error))
-        if is_final:
-            log.critical("the store failed; nothing more is committed", exc_info=error)
-        else:
+    def _failed(self, error: StoreError) -> bool:
+        """Do what the error asks for; False when the thread is to end.
+
+        A constraint is retried in halves. What was not written waits for the next try.
+        Another owner ends this one. Anything else ends all commits on this book.
+        """
+        if isinstance(error, ConstraintFailed):
+            self._hand_over(self.engine.failed(error))
             log.error("a batch contradicted the store", exc_info=error)
+            return True
+        if isinstance(error, StoreUnavailable | OutcomeUnknown):
+            if self._unresolved is None:
+                self._hand_over(self.engine.postponed())
+            return self._stumble(error)
+        if isinstance(error, NotOwner) and self._lost is not None:
+            self._hand_over(self.engine.postponed())
+            self.is_lost = self._is_troubled = True
+            log.warning("another process owns the book", cause=str(error))
+            self._lost()
+            return False
+        self.failure = f"{type(error).__name__}: {error}"
+        self._is_troubled = True
+        self._hand_over(self.engine.failed(error))
+        log.critical("the store failed; nothing more is committed", exc_info=error)
+        return True
+
+    # ── a store that is away ──────────────────────────────────────────────────────
+
+    @property
+    def _is_patience_over(self) -> bool:
+        return time.monotonic() >= self._patient_until
+
+    def _stumble(self, error: StoreError) -> bool:
+        """Wait a moment before the next try; False when the thread is to end."""
+        code = error.code if isinstance(error, StoreUnavailable) else UNKNOWN
+        if self._trouble is None:
+            self._patient_until = time.monotonic() + self.hold_seconds
+            self._retry_seconds = _RETRY_SECONDS
+            log.error("the store does not answer; commands wait", code=code, cause=str(error))
+        self._trouble = Unavailable(code, str(error))
+        if self._is_stopping:
+            self._turn_away(self._trouble)
+            return False
+        time.sleep(self._retry_seconds)
+        self._retry_seconds = min(2 * self._retry_seconds, _RETRY_SECONDS_MAX)
+        return True
+
+    def _turn_away(self, trouble: Unavailable) -> None:
+        """Answer all who wait: the store has been away for too long."""
+        if self._unresolved is not None:
+            self._hand_over(self.engine.tell_unknown(str(trouble)))
+        code = "store_unavailable" if trouble.code == UNKNOWN else trouble.code
+        self._hand_over(self.engine.drain(str(trouble), code))
+
+    def _recover(self) -> None:
+        """The store answered."""
+        if self._trouble is not None:
+            self._trouble = None
+            log.warning("the store answers again")
 
     def _is_late(self) -> bool:
         return time.monotonic() >= self._late_at

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, assert_never
 import msgspec
 
 from pennyweight.delivery.http.routes import PROBLEM, Reply, Request
-from pennyweight.engine.receipts import Failure, Receipt, Refusal, Unknown
+from pennyweight.engine.receipts import UNKNOWN, Failure, Receipt, Refusal, Unknown
 from pennyweight.ledger.money import canonical
 from pennyweight.ledger.refusals import Kind, Reason, Refused
 
@@ -340,6 +340,10 @@ def status_of(reason: Reason) -> int:
     assert_never(kind)
 
 
+_UNKNOWN = "done or not is not known, ask again under the same key"
+_NOT_DECIDED = "not decided, ask again"
+
+
 def outcome_problem(outcome: Refusal | Failure | Unknown, request: Request) -> ProblemDocument:
     """Build the document of an outcome that is no receipt."""
     if isinstance(outcome, Refusal):
@@ -361,8 +365,8 @@ def outcome_problem(outcome: Refusal | Failure | Unknown, request: Request) -> P
     if isinstance(outcome, Unknown):
         return problem_document(
             503,
-            "outcome_unknown",
-            f"done or not is not known, ask again under the same key: {outcome.message}",
+            outcome.code,
+            f"{_UNKNOWN if outcome.code == UNKNOWN else _NOT_DECIDED}: {outcome.message}",
             is_retryable=True,
         )
     assert_never(outcome)
