@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from pennyweight.stores.places import BadPlace, read_url, shown
+
 PREFIX = "PENNYWEIGHT_"
 NOT_SETTINGS = frozenset({"PENNYWEIGHT_CONFIG", "PENNYWEIGHT_DATA", "PENNYWEIGHT_KEY"})
 """Variables that say where configuration and book are, or who asks, and are no settings themselves."""
@@ -24,14 +26,21 @@ TEST_PREFIX = "PENNYWEIGHT_TEST_"
 ALIASES = {
     "KAFKA_BROKER": "kafka.broker",
     "PENNYWEIGHT_SETTLEMENTS_TOPIC": "kafka.settlements_topic",
+    "DATABASE_URL": "store.url",
 }
 """Variables by the names that others gave them; ours win."""
 
 FACES = ("ledger", "payments", "wallet", "withdrawals", "loans", "portfolios")
 
+WORKERS_MAX = 64
+LEASE_SECONDS = (0.5, 60.0)
+HOLD_SECONDS = (0.0, 60.0)
+_HIDDEN = "***"
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _BROKER = re.compile(r"\s*(\[[0-9a-fA-F:.]+\]|[^\s:/,]+):[0-9]{1,5}\s*")
+_BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/,@]+):[0-9]{1,5}")
 
 
 class ConfigError(Exception):
@@ -39,10 +48,39 @@ class ConfigError(Exception):
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where to listen. Port 0 takes a free one."""
+    """Where to listen. Port 0 takes a free one. `workers` are the processes that speak HTTP."""
 
     host: str = "127.0.0.1"
     port: int = 8080
+    workers: int = 1
+
+
+class Store(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the book is, if not in the folder given by `--data`.
+
+    `url` is postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or sqlite:FOLDER. `book` is the
+    book's name in a database; in a folder there is only `main`.
+    """
+
+    url: str = ""
+    book: str = "main"
+
+
+class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How instances that share a book find one another.
+
+    The owner listens for the others at `listen` (HOST:PORT; port 0 takes a free one), and
+    they reach it at `advertise`, where that is another address. `lease_seconds` is how
+    long an owner may be silent before the next one takes over, `hold_seconds` how long a
+    request waits for an owner. `secret` is what instances prove themselves by; without one
+    they make one and keep it in the book.
+    """
+
+    listen: str = "127.0.0.1:0"
+    advertise: str = ""
+    lease_seconds: float = 3.0
+    hold_seconds: float = 10.0
+    secret: str = ""
 
 
 class Cache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,6 +162,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Everything that can be set."""
 
     server: Server = Server()
+    store: Store = Store()
+    cluster: Cluster = Cluster()
     cache: Cache = Cache()
     engine: EngineLimits = EngineLimits()
     auth: Auth = Auth()
@@ -141,9 +181,14 @@ class Loaded(msgspec.Struct, frozen=True):
     origins: dict[str, str]
 
     def values(self) -> dict[str, Any]:
-        """Return every value by its dotted name, as JSON values."""
+        """Return every value by its dotted name, as JSON values; secrets are hidden."""
         tree = msgspec.to_builtins(self.config)
-        return {name: _pick(tree, name) for name in NAMES}
+        values = {name: _pick(tree, name) for name in NAMES}
+        values["store.url"] = shown(values["store.url"])
+        if values["cluster.secret"]:
+            values["cluster.secret"] = _HIDDEN
+        values["kafka.options"] = [_without_password(option) for option in values["kafka.options"]]
+        return values
 
 
 def _names() -> dict[str, Any]:
@@ -254,6 +299,11 @@ def _value_of(name: str, variable: str, text: str) -> Any:
             return int(text)
         except ValueError:
             raise ConfigError(f"{variable} is {text!r}, not a whole number") from None
+    if kind is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(f"{variable} is {text!r}, not a number") from None
     if kind is bool:
         if text.lower() not in {"true", "false"}:
             raise ConfigError(f"{variable} is {text!r}, not true or false")
@@ -272,6 +322,7 @@ def _check(config: Config) -> None:
     """Check what types cannot say. Raises ConfigError."""
     if not 0 <= config.server.port <= 65_535:
         raise ConfigError(f"server.port is {config.server.port}, not between 0 and 65535")
+    _check_store(config)
     _check_users_max(config.cache.users_max)
     if config.engine.queue_max < 1 or config.engine.batch_max < 1:
         raise ConfigError("engine.queue_max and engine.batch_max are at least 1")
@@ -292,6 +343,35 @@ def _check(config: Config) -> None:
     for face in config.auth.open_faces:
         if face not in FACES:
             raise ConfigError(f"auth.open_faces names {face!r}; faces are {', '.join(FACES)}")
+
+
+def _check_store(config: Config) -> None:
+    """Check where the book is, and how instances share it. Raises ConfigError."""
+    if not 1 <= config.server.workers <= WORKERS_MAX:
+        raise ConfigError(f"server.workers is {config.server.workers}, not 1 to {WORKERS_MAX}")
+    if config.store.url:
+        try:
+            read_url(config.store.url)
+        except BadPlace as error:
+            raise ConfigError(f"store.url: {error}") from None
+    if _BOOK.fullmatch(config.store.book) is None:
+        raise ConfigError(f"store.book is {config.store.book!r}; a book is named like main or eu-2")
+    cluster = config.cluster
+    for name, (low, high) in (("lease_seconds", LEASE_SECONDS), ("hold_seconds", HOLD_SECONDS)):
+        seconds = getattr(cluster, name)
+        if not low <= seconds <= high:
+            raise ConfigError(f"cluster.{name} is {seconds:g}, not {low:g} to {high:g}")
+    for name in ("listen", "advertise"):
+        address = getattr(cluster, name)
+        if (address or name == "listen") and _HOST_AND_PORT.fullmatch(address) is None:
+            raise ConfigError(f"cluster.{name} is {address!r}, not HOST:PORT")
+
+
+def _without_password(option: str) -> str:
+    """Hide the value of an option whose name speaks of a password, a key or a secret."""
+    name, _, _ = option.partition("=")
+    is_secret = any(word in name.lower() for word in ("password", "secret", "key.pem"))
+    return f"{name}={_HIDDEN}" if is_secret else option
 
 
 def _check_users_max(users_max: int) -> None:

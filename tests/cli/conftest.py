@@ -26,7 +26,7 @@ Cli = Callable[..., Ran]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    for name in ("PENNYWEIGHT_DATA", "PENNYWEIGHT_CONFIG"):
+    for name in ("PENNYWEIGHT_DATA", "PENNYWEIGHT_CONFIG", "PENNYWEIGHT_STORE_URL", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
     def call(*words: object) -> Ran:

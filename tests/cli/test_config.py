@@ -105,6 +105,19 @@ def test_a_variable_is_read_as_its_setting(variable: str, text: str, name: str, 
         ({"PENNYWEIGHT_AUTH_OPEN_FACES": "[1"}, "not a JSON list"),
         ({"PENNYWEIGHT_PAYMENTS_PROFILE": "tail"}, "payments.profile (PENNYWEIGHT_PAYMENTS"),
         ({"PENNYWEIGHT_ASSETS": '[{"name": "X"}]'}, "assets[0] (PENNYWEIGHT_ASSETS): "),
+        ({"PENNYWEIGHT_SERVER_WORKERS": "0"}, "server.workers is 0, not 1 to 64"),
+        ({"PENNYWEIGHT_SERVER_WORKERS": "65"}, "server.workers is 65, not 1 to 64"),
+        ({"PENNYWEIGHT_CLUSTER_LEASE_SECONDS": "0.4"}, "cluster.lease_seconds is 0.4, not 0.5 to"),
+        ({"PENNYWEIGHT_CLUSTER_LEASE_SECONDS": "61"}, "cluster.lease_seconds is 61, not 0.5 to 60"),
+        ({"PENNYWEIGHT_CLUSTER_LEASE_SECONDS": "nan"}, "cluster.lease_seconds is nan, not 0.5"),
+        ({"PENNYWEIGHT_CLUSTER_HOLD_SECONDS": "-1"}, "cluster.hold_seconds is -1, not 0 to 60"),
+        ({"PENNYWEIGHT_CLUSTER_HOLD_SECONDS": "ten"}, "is 'ten', not a number"),
+        ({"PENNYWEIGHT_CLUSTER_LISTEN": "here"}, "cluster.listen is 'here', not HOST:PORT"),
+        ({"PENNYWEIGHT_CLUSTER_LISTEN": ""}, "cluster.listen is '', not HOST:PORT"),
+        ({"PENNYWEIGHT_CLUSTER_ADVERTISE": "a:b"}, "cluster.advertise is 'a:b', not HOST:PORT"),
+        ({"PENNYWEIGHT_STORE_BOOK": "Main"}, "store.book is 'Main'; a book is named like main"),
+        ({"DATABASE_URL": "mysql://h/x"}, "store.url: mysql://h/x: known are postgresql://"),
+        ({"PENNYWEIGHT_STORE_URL": "book"}, "store.url: this is no URL: known are"),
     ],
 )
 def test_a_wrong_variable_is_named(environment: dict[str, str], problem: str) -> None:
@@ -143,6 +156,34 @@ def test_kafka_comes_from_its_usual_variables_too() -> None:
     assert loaded.config.kafka.broker == "other:9092"
     assert loaded.origins["kafka.broker"] == "PENNYWEIGHT_KAFKA_BROKER"
     assert load(environment={}).config.kafka.broker == ""
+
+
+def test_the_database_comes_from_its_usual_variable_too() -> None:
+    environment = {"DATABASE_URL": "postgresql://u:hush@h/x"}
+    loaded = load(environment=environment)
+    assert loaded.config.store.url == "postgresql://u:hush@h/x"
+    assert loaded.origins["store.url"] == "DATABASE_URL"
+    environment["PENNYWEIGHT_STORE_URL"] = "sqlite:book"
+    loaded = load(environment=environment)
+    assert (loaded.config.store.url, loaded.config.store.book) == ("sqlite:book", "main")
+    assert loaded.origins["store.url"] == "PENNYWEIGHT_STORE_URL"
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
+def test_config_shows_no_secret(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:hush-1@h:5432/x?sslpassword=hush-2")
+    monkeypatch.setenv("PENNYWEIGHT_CLUSTER_SECRET", "hush-3")
+    monkeypatch.setenv("PENNYWEIGHT_KAFKA_OPTIONS", "sasl.password=hush-4,acks=all")
+    ran = cli("config", *words)
+    assert ran.code == 0
+    assert "hush" not in ran.out
+    assert "postgresql://u:***@h:5432/x?sslpassword=***" in ran.out
+    assert "sasl.password=***" in ran.out
+    assert "acks=all" in ran.out
+    monkeypatch.setenv("PENNYWEIGHT_SERVER_WORKERS", "0")
+    assert "hush" not in cli("config", *words).err
 
 
 def test_an_unknown_setting_lists_the_known_ones(tmp_path: Path) -> None:
