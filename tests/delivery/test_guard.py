@@ -224,6 +224,15 @@ def test_broken_file_keeps_what_was_known(tmp_path: Path) -> None:
     assert guard.check("ledger", is_write=True, headers={"host": "127.0.0.1"}) is not None
 
 
+def test_file_that_was_broken_from_the_start_lets_nobody_in(tmp_path: Path) -> None:
+    (tmp_path / keys.FILE_NAME).write_bytes(b"{")
+    refused = Guard(tmp_path, "127.0.0.1").check(
+        "ledger", is_write=False, headers={"host": "127.0.0.1"}
+    )
+    assert refused is not None
+    assert refused.status == 503
+
+
 def test_signature_stands_in_for_key(tmp_path: Path) -> None:
     keys.create(tmp_path, ("*",), now=NOW)
     guard = Guard(tmp_path, "127.0.0.1", signed_faces={"wallet": "x-signature"})

@@ -2,10 +2,13 @@
 
 Without keys the server listens on loopback only, and a web page that the user of this
 machine happens to visit must not reach it: Host, Origin and Sec-Fetch-Site are checked.
-With keys every call needs one, except on faces that the operator opened by name.
+With keys every call needs one, except on faces that the operator opened by name. Keys in a
+database are read beside the event loop; while it is away, what was known counts, and
+where nothing was known yet nobody is let in.
 """
 
 import ipaddress
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -14,7 +17,8 @@ import structlog
 
 from pennyweight.delivery import keys
 from pennyweight.delivery.http.routes import Reply
-from pennyweight.delivery.http.wire import problem
+from pennyweight.delivery.http.wire import RETRY, problem
+from pennyweight.engine.port import StoreError
 
 RELOAD_SECONDS = 1.0
 OPERATIONS = "operations"
@@ -41,38 +45,49 @@ class Guard:
 
     def __init__(
         self,
-        folder: Path | None,
+        source: Path | keys.KeySource | None,
         host: str,
         *,
         open_faces: Collection[str] = (),
         signed_faces: Mapping[str, str] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`folder` holds the key file (None: no keys), `host` is where the server listens.
+        """`source` has the keys (a folder: in its file; None: no keys).
+
+        `host` is where the server listens.
 
         `signed_faces` maps a face that checks request signatures to the header they are
         in: a request that carries it needs no key, and the face refuses a wrong one.
         """
-        self._folder = folder
+        self._source = None if source is None else keys.source_of(source)
         self._is_loopback = is_loopback(host)
         self._open_faces = frozenset(open_faces)
         self._signed_faces = dict(signed_faces or {})
         self._monotonic = monotonic
         self._keys: dict[str, keys.ApiKey] = {}
-        self._stamp: tuple[int, int, int] | None = None
-        self._reload_at = 0.0
+        self._is_known = self._source is None
+        self._is_reading = threading.Lock()
+        self._reload_at = self._monotonic() + RELOAD_SECONDS
         self._local_hosts: set[str] = set()
-        self._reload()
+        self._read()
 
     @property
     def has_keys(self) -> bool:
-        """Whether the book has, or ever had, keys."""
-        return bool(self._keys)
+        """Whether the book has, or ever had, keys, or nobody could tell yet."""
+        return bool(self._keys) or not self._is_known
 
     def check(self, face: str, *, is_write: bool, headers: Mapping[str, str]) -> Reply | None:
         """Return None to let a request through, or the reply that turns it away."""
         if self._monotonic() >= self._reload_at:
             self._reload()
+        if not self._is_known:
+            return problem(
+                503,
+                "keys_unknown",
+                "the keys could not be read yet; try again",
+                is_retryable=True,
+                headers=RETRY,
+            )
         if not self._keys and self._is_loopback:
             if (
                 headers.get("host") in self._local_hosts
@@ -118,22 +133,31 @@ class Guard:
         return problem(403, "scope_missing", f"the key does not have the scope {needed}")
 
     def _reload(self) -> None:
-        """Read the key file again if it changed; a broken one keeps what was known."""
+        """Look for news of the keys; beside the event loop, where that may take long."""
         self._reload_at = self._monotonic() + RELOAD_SECONDS
-        if self._folder is None:
+        if self._source is None or not self._source.is_far:
+            self._read()
+        elif self._is_reading.acquire(blocking=False):
+            threading.Thread(target=self._read_beside, name="keys", daemon=True).start()
+
+    def _read_beside(self) -> None:
+        try:
+            self._read()
+        finally:
+            self._is_reading.release()
+
+    def _read(self) -> None:
+        """Take up the keys if they changed; what cannot be read keeps what was known."""
+        if self._source is None:
             return
         try:
-            status = (self._folder / keys.FILE_NAME).stat()
-        except FileNotFoundError:
+            news = self._source.news()
+        except (OSError, StoreError, ValueError) as error:
+            log.warning("the keys are unreadable; they stay as they were", error=str(error))
             return
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if stamp == self._stamp:
-            return
-        try:
-            self._keys = {key.id: key for key in keys.load(self._folder)}
-            self._stamp = stamp
-        except (OSError, ValueError) as error:
-            log.warning("the key file is unreadable; keys stay as they were", error=str(error))
+        if news is not None:
+            self._keys = {key.id: key for key in news}
+        self._is_known = True
 
 
 def _is_local_host(host: str) -> bool:
