@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from pennyweight.agents.expiry import HoldExpiry
 from pennyweight.assemble import EXPIRIES
 from pennyweight.delivery.http import ledger, payments, proof, wallet, withdrawals
 from pennyweight.delivery.http.guard import Guard
@@ -101,7 +102,7 @@ class Served:
             self.guard,
             self.metrics,
             ServerConfig(port=0, **settings),
-            expiries=EXPIRIES,
+            agents=[HoldExpiry(self.book, commands=EXPIRIES)],
         )
         self._thread = threading.Thread(target=self.server.run, daemon=True)
 

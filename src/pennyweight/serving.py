@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from pennyweight.agents.expiry import HoldExpiry
 from pennyweight.assemble import EXPIRIES, PRODUCTS, engine_on, open_store
 from pennyweight.config import Config, ConfigError, Log
 from pennyweight.delivery.http import ledger as ledger_face
@@ -59,6 +60,7 @@ def serve(folder: Path, config: Config, *, is_clock_accepted: bool = False) -> i
         streams = Streams(book, config.kafka) if config.kafka.broker else None
         if streams is not None:
             metrics.add(streams.metrics)
+        expiry = HoldExpiry(book, commands=EXPIRIES)
         try:
             server.serve(
                 book,
@@ -68,8 +70,7 @@ def serve(folder: Path, config: Config, *, is_clock_accepted: bool = False) -> i
                 settings,
                 on_ready=_say_ready,
                 neighbours=operations.no_neighbours if streams is None else streams.down,
-                expiries=EXPIRIES,
-                agents=[] if streams is None else [streams],
+                agents=[expiry] if streams is None else [expiry, streams],
             )
         except SystemExit:
             address = f"{config.server.host}:{config.server.port}"

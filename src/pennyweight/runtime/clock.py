@@ -64,11 +64,17 @@ class ClockGuard:
         self._offset = wall() - self._seen_at
         self.drift = 0
         """Microseconds the wall clock was ahead of its expectation when last read."""
+        self.lead = 0
+        """Microseconds it was surely ahead of the database's when they were compared; 0 is alike."""
 
     @property
     def is_drifting(self) -> bool:
         """Whether the last reading must not be stamped on anything."""
-        return not -DRIFT_MAX <= self.drift <= DRIFT_MAX
+        return not (-DRIFT_MAX <= self.drift <= DRIFT_MAX and -DRIFT_MAX <= self.lead <= DRIFT_MAX)
+
+    def compare(self, theirs: int, asked_at: int, heard_at: int) -> None:
+        """Compare with a clock that was read between two moments of the wall clock."""
+        self.lead = max(0, asked_at - theirs) + min(0, heard_at - theirs)
 
     def now(self) -> int:
         """Read the wall clock and compare; steering is followed, a jump stays one.

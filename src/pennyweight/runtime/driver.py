@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from pennyweight.engine.cache import CacheFigures
 from pennyweight.engine.engine import Answer, Engine, Submission
 from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import (
@@ -127,6 +128,7 @@ class ThreadedBook:
         self._is_waiting = False
         self._is_stopping = False
         self._is_troubled = False
+        self._is_losing = False
         self._late_at = 0.0
         self._unresolved: Append | None = None
         """The append whose outcome is not known; no other is made before it is."""
@@ -142,6 +144,14 @@ class ThreadedBook:
     def standing(self) -> Standing:
         """Assets, counters and cursors as committed."""
         return self.engine.standing
+
+    def figures(self) -> CacheFigures:
+        """Return what the cache of users does."""
+        return self.engine.cache.figures()
+
+    def describe(self) -> dict[str, Any]:
+        """Nobody else can own it, or whoever cares asks the member."""
+        return {}
 
     def start(self, call_soon: CallSoon = call_directly) -> None:
         """Start the engine thread; answers go through `call_soon`."""
@@ -169,6 +179,16 @@ class ThreadedBook:
             raise Unavailable("stopping", "the server is stopping")
         if self._trouble is not None and self._is_patience_over:
             raise Unavailable(self._trouble.code, str(self._trouble))
+
+    def lose(self) -> None:
+        """End: another process owns the book. What is being committed is found out first."""
+        self._is_losing = True
+        self._bell.put(None)
+
+    def join(self, timeout_seconds: float | None = None) -> bool:
+        """Wait for the thread's end; whether it has ended."""
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
 
     def take_back(self) -> list[Submission]:
         """Return what waits in a book that was lost or has ended, to be asked elsewhere."""
@@ -225,6 +245,8 @@ class ThreadedBook:
         try:
             if self._unresolved is not None:
                 return self._resolve(self._unresolved)
+            if self._is_losing:
+                raise NotOwner("somebody else has the lease")
             batch = self.engine.next_batch(now)
             if batch is not None:
                 self._commit(batch)
@@ -337,11 +359,11 @@ class ThreadedBook:
     def _wait(self) -> bool:
         """Sleep until something is submitted, a moment at most; False when stopping."""
         self._is_waiting = True
-        if not self.engine.waiting and not self._is_stopping:
+        if not self.engine.waiting and not (self._is_stopping or self._is_losing):
             with contextlib.suppress(queue.Empty):
                 self._bell.get(timeout=_IDLE_SECONDS)
         self._is_waiting = False
-        return bool(self.engine.waiting) or not self._is_stopping
+        return bool(self.engine.waiting) or self._is_losing or not self._is_stopping
 
     def _hand_over(self, answers: Sequence[Answer]) -> None:
         if not answers:

@@ -14,13 +14,16 @@ import structlog
 from pennyweight.delivery.http.guard import Guard
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.routes import CommandRoute, Parsed, ReadRoute, Reply, Request
-from pennyweight.delivery.http.wire import BadRequest, error_reply, problem, problem_of
+from pennyweight.delivery.http.wire import RETRY, BadRequest, error_reply, problem, problem_of
 from pennyweight.engine.engine import QueueFull, Submission
+from pennyweight.engine.port import StoreUnavailable
 from pennyweight.engine.receipts import Failure, Outcome, Unknown
 from pennyweight.ledger.refusals import Refused
-from pennyweight.runtime.driver import ThreadedBook, Unavailable
+from pennyweight.runtime.book import Book
+from pennyweight.runtime.driver import Unavailable
 
-RETRY_SECONDS = 1
+_QUEUE_FULL = "queue_full"
+_STORE_AWAY = "the store does not answer; try again"
 
 Done = Callable[[Reply], object]
 
@@ -30,7 +33,7 @@ log = structlog.get_logger(__name__)
 class Desk:
     """Takes requests for one book."""
 
-    def __init__(self, book: ThreadedBook, guard: Guard, metrics: Metrics) -> None:
+    def __init__(self, book: Book, guard: Guard, metrics: Metrics) -> None:
         """`guard` is asked by both ways before they read a body."""
         self.book = book
         self.guard = guard
@@ -53,7 +56,7 @@ class Desk:
         try:
             parsed = prepared
             if parsed is None:
-                parsed = route.parse(request, self.book.engine.standing)
+                parsed = route.parse(request, self.book.standing)
             if isinstance(parsed, Submission):
                 parsed.ticket = ticket or _Single(self, route, request, done)
                 self.book.submit(parsed)
@@ -66,7 +69,7 @@ class Desk:
             self.metrics.refusals[_code_of(error)] += 1
             done(error_reply(error))
         except QueueFull as error:
-            done(self._turned_away("queue_full", str(error)))
+            done(self._turned_away(_QUEUE_FULL, str(error)))
         except Unavailable as error:
             done(self._turned_away(error.code, str(error)))
         except Exception as error:  # noqa: BLE001 - a fault of ours is answered with a 500
@@ -78,10 +81,12 @@ class Desk:
         if route.prepare is None:
             return None
         try:
-            return route.prepare(request, self.book.store, self.book.engine.standing)
+            return route.prepare(request, self.book.store, self.book.standing)
         except (BadRequest, Refused) as error:
             self.metrics.refusals[_code_of(error)] += 1
             return error_reply(error)
+        except StoreUnavailable as error:
+            return self._turned_away(error.code, _STORE_AWAY)
         except Exception as error:  # noqa: BLE001 - a fault of ours is answered with a 500
             return self.failed(request, error)
 
@@ -99,7 +104,8 @@ class Desk:
             except (QueueFull, Unavailable) as error:
                 if position == 0:
                     raise
-                together.settle(position, Unknown(f"not accepted: {error}"))
+                code = error.code if isinstance(error, Unavailable) else _QUEUE_FULL
+                together.settle(position, Unknown(f"not accepted: {error}", code))
         if not submissions:
             together.finish()
         return submissions
@@ -117,9 +123,11 @@ class Desk:
     def read(self, route: ReadRoute, request: Request) -> Reply:
         """Answer a read, in a reader's thread."""
         try:
-            return route.read(request, self.book.store, self.book.engine.standing)
+            return route.read(request, self.book.store, self.book.standing)
         except (BadRequest, Refused) as error:
             return error_reply(error)
+        except StoreUnavailable as error:
+            return self._turned_away(error.code, _STORE_AWAY)
         except Exception as error:  # noqa: BLE001 - as above
             return self.failed(request, error)
 
@@ -145,7 +153,7 @@ class Desk:
             code,
             message,
             is_retryable=True,
-            headers=(("Retry-After", str(RETRY_SECONDS)),),
+            headers=RETRY,
         )
 
 

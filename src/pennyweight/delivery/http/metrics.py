@@ -21,7 +21,7 @@ from prometheus_client.utils import floatToGoString
 
 from pennyweight.delivery.http.routes import Route
 from pennyweight.engine.cache import CacheFigures
-from pennyweight.runtime.driver import ThreadedBook
+from pennyweight.runtime.book import Book
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -64,7 +64,7 @@ class Metrics(Collector):
         """Requests refused before they reached the engine, by code."""
         self.turned_away: Counter[str] = Counter()
         """Commands not accepted (queue full, clock, store), by code."""
-        self._book: ThreadedBook | None = None
+        self._book: Book | None = None
         self._sources: list[Callable[[], Iterable[Metric]]] = []
         self._registry = CollectorRegistry()
         self._size = Spread("pennyweight_batch_commands", "Commands decided per batch", _SIZES)
@@ -76,7 +76,7 @@ class Metrics(Collector):
         )
         self._registry.register(self)
 
-    def watch(self, book: ThreadedBook) -> None:
+    def watch(self, book: Book) -> None:
         """Tell of this book's engine too."""
         self._book = book
 
@@ -118,8 +118,8 @@ class Metrics(Collector):
         yield self._decide.metric()
         yield self._append.metric()
         refusals = self.refusals.copy()
-        if self._book is not None:
-            engine = self._book.engine
+        engine = None if self._book is None else self._book.engine
+        if engine is not None:
             refusals += engine.refusals.copy()
             yield GaugeMetricFamily(
                 "pennyweight_queue_commands", "Commands waiting", value=engine.waiting

@@ -10,7 +10,8 @@ from pennyweight.delivery.http.wire import encode, problem
 from pennyweight.engine.cache import CacheFigures
 from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import Store
-from pennyweight.runtime.driver import ThreadedBook, Unavailable
+from pennyweight.runtime.book import Book
+from pennyweight.runtime.driver import Unavailable
 
 Neighbours = Callable[[], dict[str, str]]
 """What is down outside (a broker, a sink), by name; named in `/readyz`, which it does not turn red."""
@@ -21,9 +22,7 @@ def no_neighbours() -> dict[str, str]:
     return {}
 
 
-def routes(
-    book: ThreadedBook, metrics: Metrics, neighbours: Neighbours = no_neighbours
-) -> list[Route]:
+def routes(book: Book, metrics: Metrics, neighbours: Neighbours = no_neighbours) -> list[Route]:
     """Return the operators' routes. `/livez` and `/readyz` need no key anywhere."""
 
     def live(_: Request, __: Store, ___: Standing) -> Reply:
@@ -33,8 +32,9 @@ def routes(
         try:
             book.check()
         except Unavailable as error:
-            return problem(503, error.code, "commands cannot be committed", is_retryable=True)
-        answer: dict[str, Any] = {"status": "ready"}
+            message = f"commands cannot be committed: {error}"
+            return problem(503, error.code, message, is_retryable=True)
+        answer: dict[str, Any] = {"status": "ready", **book.describe()}
         down = neighbours()
         if down:
             answer["down"] = down
@@ -44,7 +44,10 @@ def routes(
         return Reply(200, metrics.text(), content_type=CONTENT_TYPE)
 
     def cache(_: Request, __: Store, ___: Standing) -> Reply:
-        return Reply(200, encode(book.engine.cache.figures()))
+        try:
+            return Reply(200, encode(book.figures()))
+        except Unavailable as error:
+            return problem(503, error.code, str(error), is_retryable=True)
 
     return [
         _route("/livez", "", live, "The process answers", {"status": "alive"}),

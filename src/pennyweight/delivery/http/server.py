@@ -5,8 +5,8 @@ The roof builds a book and the faces' routes, and calls
     serve(book, routes, guard, metrics, ServerConfig(host=..., port=...), on_ready=print_it)
 
 which blocks until SIGTERM or SIGINT, drains, stops the book and returns. `on_ready` is
-called once with the address, `http://HOST:PORT`. The server starts the book's engine
-thread and the timer that expires holds, adds the operators' routes, and prints nothing.
+called once with the address, `http://HOST:PORT`. The server starts the book and the agents,
+adds the operators' routes, and prints nothing.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import gc
 import logging
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, Protocol
@@ -23,7 +23,6 @@ from typing import Any, Protocol
 import msgspec
 import uvicorn
 
-from pennyweight.agents.expiry import HoldExpiry
 from pennyweight.delivery.http import openapi, operations
 from pennyweight.delivery.http.app import build_app
 from pennyweight.delivery.http.desk import Desk
@@ -31,8 +30,7 @@ from pennyweight.delivery.http.guard import Guard
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.protocol import Limits, short_way
 from pennyweight.delivery.http.routes import Route
-from pennyweight.ledger.commands import Command
-from pennyweight.runtime.driver import ThreadedBook
+from pennyweight.runtime.book import Book
 
 READERS = 4
 COLLECT_SECONDS = 1.0
@@ -78,7 +76,7 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        book: ThreadedBook,
+        book: Book,
         routes: Iterable[Route],
         guard: Guard,
         metrics: Metrics,
@@ -86,10 +84,9 @@ class Server(uvicorn.Server):
         *,
         on_ready: Callable[[str], object] = lambda _: None,
         neighbours: operations.Neighbours = operations.no_neighbours,
-        expiries: Mapping[str, Callable[[int], Command]] | None = None,
         agents: Sequence[Agent] = (),
     ) -> None:
-        """See the module's docstring; for `expiries` see `HoldExpiry`.
+        """See the module's docstring.
 
         `agents` run while the book is served: started once it listens, stopped before it.
         """
@@ -107,7 +104,7 @@ class Server(uvicorn.Server):
             receive_seconds=settings.receive_seconds,
             stall_seconds=settings.stall_seconds,
         )
-        self._agents: list[Agent] = [HoldExpiry(book, commands=expiries), *agents]
+        self._agents: list[Agent] = [*agents]
         self._chores: list[asyncio.Task[None]] = []
         desk = Desk(book, guard, metrics)
         metrics.watch(book)
@@ -211,7 +208,7 @@ async def _collect() -> None:
 
 
 def serve(
-    book: ThreadedBook,
+    book: Book,
     routes: Iterable[Route],
     guard: Guard,
     metrics: Metrics,
@@ -219,7 +216,6 @@ def serve(
     *,
     on_ready: Callable[[str], object],
     neighbours: operations.Neighbours = operations.no_neighbours,
-    expiries: Mapping[str, Callable[[int], Command]] | None = None,
     agents: Sequence[Agent] = (),
 ) -> None:
     """Serve until a signal says stop. Raises SystemExit when the address cannot be had."""
@@ -231,6 +227,5 @@ def serve(
         settings,
         on_ready=on_ready,
         neighbours=neighbours,
-        expiries=expiries,
         agents=agents,
     ).run()

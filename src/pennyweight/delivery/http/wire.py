@@ -24,6 +24,9 @@ from pennyweight.ledger.refusals import Kind, Reason, Refused
 T = TypeVar("T")
 
 KEY_LENGTH_MAX = 255
+RETRY = (("Retry-After", "1"),)
+"""Headers of an answer that says to ask again: after so many seconds."""
+
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1_000
 REPLAYED = ("Idempotent-Replayed", "true")
@@ -375,7 +378,8 @@ def outcome_problem(outcome: Refusal | Failure | Unknown, request: Request) -> P
 def problem_of(outcome: Refusal | Failure | Unknown, request: Request) -> Reply:
     """Return an outcome that is no receipt as a reply."""
     document = outcome_problem(outcome, request)
-    return Reply(document.status, encode(document), (), PROBLEM)
+    headers = RETRY if isinstance(outcome, Unknown) else ()
+    return Reply(document.status, encode(document), headers, PROBLEM)
 
 
 def error_reply(error: BadRequest | Refused) -> Reply:
