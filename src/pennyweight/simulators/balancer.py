@@ -72,9 +72,9 @@ class Balancer:
 
     def close(self) -> None:
         """Close every connection, and no longer listen."""
-        with contextlib.suppress(RuntimeError):  # closed before
+        if not self._thread.has_ended:
             self._thread.do(self._close())
-        self._thread.close()
+            self._thread.close()
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -20,13 +20,18 @@ class LoopThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was closed."""
+        return not self._thread.is_alive()
+
     def do(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Do this there and return what came of it. Raises what it raises, or TimeoutError."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(_SECONDS)
 
     def close(self) -> None:
         """Cancel what is at work and end the thread."""
-        if self._thread.is_alive():
+        if not self.has_ended:
             self.do(self._cancel_all())
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
