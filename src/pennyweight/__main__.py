@@ -9,31 +9,57 @@ from pennyweight.delivery.cli import run
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from pennyweight.config import Config
+    from pennyweight.delivery.keys import KeySource
     from pennyweight.engine.port import Store
     from pennyweight.engine.rebuild import Answers, Invariant
     from pennyweight.runtime.inline import InlineBook
+    from pennyweight.stores.migrations import Migration
+    from pennyweight.stores.places import Place
 
 
 class _Roof:
     """`assemble` and `serving`, imported when a verb needs them: products, stores and faces."""
 
-    def open_reader(self, folder: Path) -> Store:
+    def open_reader(self, place: Place, book: str) -> Store:
         from pennyweight import assemble  # noqa: PLC0415 - see the class; so are those below
 
-        return assemble.open_reader(folder)
+        return assemble.open_reader(place, book)
 
-    def open_inline(self, folder: Path, config: Config) -> AbstractContextManager[InlineBook]:
+    def open_inline(self, place: Place, config: Config) -> AbstractContextManager[InlineBook]:
         from pennyweight import assemble  # noqa: PLC0415
 
-        return assemble.open_inline(folder, config)
+        return assemble.open_inline(place, config)
 
-    def create_book(self, folder: Path, book: str) -> AbstractContextManager[tuple[Store, str]]:
+    def create_book(
+        self, place: Place, book: str, *, is_again: bool = False
+    ) -> AbstractContextManager[tuple[Store, str]]:
         from pennyweight import assemble  # noqa: PLC0415
 
-        return assemble.create_book(folder, book)
+        return assemble.create_book(place, book, is_again=is_again)
+
+    def renew(self, place: Place, book: str) -> str:
+        from pennyweight import assemble  # noqa: PLC0415
+
+        return assemble.renew(place, book)
+
+    def migrations(self, place: Place) -> list[Migration]:
+        from pennyweight import assemble  # noqa: PLC0415
+
+        return assemble.migrations(place)
+
+    def migrate(self, place: Place, grant: str) -> list[Migration]:
+        from pennyweight import assemble  # noqa: PLC0415
+
+        return assemble.migrate(place, grant)
+
+    def key_source(
+        self, place: Place, book: str, *, may_begin: bool = False
+    ) -> AbstractContextManager[KeySource]:
+        from pennyweight import assemble  # noqa: PLC0415
+
+        return assemble.key_source(place, book, may_begin=may_begin)
 
     def answers(self) -> Answers:
         from pennyweight import assemble  # noqa: PLC0415
@@ -45,10 +71,10 @@ class _Roof:
 
         return assemble.invariants()
 
-    def serve(self, folder: Path, config: Config, *, is_clock_accepted: bool) -> int:
+    def serve(self, place: Place, config: Config, *, is_clock_accepted: bool) -> int:
         from pennyweight import serving  # noqa: PLC0415
 
-        return serving.serve(folder, config, is_clock_accepted=is_clock_accepted)
+        return serving.serve(place, config, is_clock_accepted=is_clock_accepted)
 
 
 def main() -> int:

@@ -8,25 +8,37 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import ModuleType
 
 from pennyweight.config import Config
+from pennyweight.delivery.keys import FolderKeys, KeySource, StoreKeys
 from pennyweight.engine.engine import Engine
-from pennyweight.engine.port import Store, StoreError
+from pennyweight.engine.port import NoBook, Store, StoreError
 from pennyweight.engine.rebuild import Answers, Invariant, answers_of, known_commands
 from pennyweight.engine.verification import check_tail
 from pennyweight.ledger.assets import BUILT_IN, Asset
 from pennyweight.ledger.commands import Command
 from pennyweight.products import general, payments, wallet, withdrawals
 from pennyweight.runtime.clock import ClockGuard, check_start, wall_clock
+from pennyweight.runtime.holding import holding
 from pennyweight.runtime.inline import InlineBook
 from pennyweight.runtime.opening import open_engine
+from pennyweight.stores.migrations import Migration
+from pennyweight.stores.places import Place, is_database, read_place, shown
 from pennyweight.stores.sqlite import SQLiteStore
+from pennyweight.stores.sqlite import schema as sqlite_schema
 from pennyweight.stores.sqlite.lock import lock_book, unlock_book
 
 BOOK = "main"
-"""The one book of a folder."""
+"""The one book of a folder, and the name of a book that nobody gave another."""
+
+UNFINISHED = "unfinished"
+"""The setting that marks a book whose copy or import has not come to its end."""
+
+HOLDING_SECONDS = 10.0
+"""How long the verbs that write hold a book after their last sign of life."""
 
 PRODUCTS = (general, payments, wallet, withdrawals)
 """Every product, so that every command is known."""
@@ -41,26 +53,68 @@ EXPIRIES: Mapping[str, Callable[[int], Command]] = {
 # ── stores ────────────────────────────────────────────────────────────────────────
 
 
-def open_store(folder: Path) -> SQLiteStore:
-    """Open a folder's book for writing, or begin one, and look at its last batches.
+def open_store(place: Place, book: str = BOOK) -> Store:
+    """Open a book for writing, or begin one, and look at its last batches.
 
-    Raises StoreInUse, SchemaDrift, StoreFailed, StoreError.
+    Raises StoreInUse, SchemaDrift, StoreFailed, StoreUnavailable, StoreError.
     """
-    store = SQLiteStore.open(folder, BOOK, new_incarnation=new_incarnation())
+    store = _open(place, book, new_incarnation=new_incarnation())
     try:
+        _check_finished(store, place)
         problem = check_tail(store)
     except BaseException:
         store.close()
         raise
     if problem is not None:
         store.close()
-        raise StoreError(f"{folder}: entry {problem.sequence}: {problem.problem}; run verify")
+        raise StoreError(f"{shown(place)}: entry {problem.sequence}: {problem.problem}; run verify")
     return store
 
 
-def open_reader(folder: Path) -> Store:
-    """Open a folder's book for reading, beside whoever serves it. Raises StoreError."""
-    return SQLiteStore.open(folder, BOOK, is_read_only=True)
+def open_reader(place: Place, book: str = BOOK) -> Store:
+    """Open a book for reading, beside whoever serves it. Raises StoreError."""
+    store = _open(place, book, is_read_only=True)
+    try:
+        _check_finished(store, place)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _open(
+    place: Place, book: str, *, new_incarnation: str = "", is_read_only: bool = False
+) -> Store:
+    if isinstance(place, str):
+        place = read_place(place)
+    if isinstance(place, Path):
+        if book != BOOK:
+            raise StoreError(f"book {book!r} cannot be kept in a folder; only {BOOK!r} can")
+        return SQLiteStore.open(
+            place, book, new_incarnation=new_incarnation, is_read_only=is_read_only
+        )
+    store: Store = _postgres().PostgresStore.open(
+        place, book, new_incarnation=new_incarnation, is_read_only=is_read_only
+    )
+    return store
+
+
+def _postgres() -> ModuleType:
+    """Import what is an extra, and only where a book is in a database. Raises StoreError."""
+    try:
+        from pennyweight.stores import postgres  # noqa: PLC0415
+    except ImportError as error:
+        raise StoreError(str(error)) from None
+    return postgres
+
+
+def _check_finished(store: Store, place: Place) -> None:
+    """Refuse a book whose copy broke off. Raises StoreError."""
+    if store.stage(UNFINISHED):
+        raise StoreError(
+            f"{shown(place)}: the copy into this book is under way or broke off; "
+            "`copy` or `import` with --again begins it anew"
+        )
 
 
 def new_incarnation() -> str:
@@ -69,8 +123,20 @@ def new_incarnation() -> str:
 
 
 @contextmanager
-def create_book(folder: Path, book: str) -> Iterator[tuple[Store, str]]:
+def create_book(place: Place, book: str, *, is_again: bool = False) -> Iterator[tuple[Store, str]]:
     """Give an empty store and an incarnation; see `Roof.create_book`."""
+    if isinstance(place, str):
+        place = read_place(place)
+    create = _create_in_folder if isinstance(place, Path) else _create_in_database
+    with create(place, book, is_again=is_again) as created:
+        yield created
+
+
+@contextmanager
+def _create_in_folder(folder: Place, book: str, *, is_again: bool) -> Iterator[tuple[Store, str]]:
+    """Create it beside, and give it its name in the end: there is never anything unfinished."""
+    del is_again
+    folder = Path(folder)
     if book != BOOK:
         raise StoreError(f"book {book!r} cannot be kept in a folder; only {BOOK!r} can")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -97,6 +163,105 @@ def create_book(folder: Path, book: str) -> Iterator[tuple[Store, str]]:
             shutil.rmtree(beside)
     finally:
         unlock_book(folder, book)
+
+
+@contextmanager
+def _create_in_database(place: Place, book: str, *, is_again: bool) -> Iterator[tuple[Store, str]]:
+    """Mark the book as unfinished until it is whole; held by this process alone meanwhile."""
+    incarnation = new_incarnation()
+    if is_again:
+        _remove_unfinished(str(place), book)
+    store = _open(place, book, new_incarnation=incarnation)
+    try:
+        with holding(store, HOLDING_SECONDS):
+            _check_finished(store, place)
+            if store.head().sequence:
+                raise StoreError(
+                    f"there is a book {book} at {shown(place)} already; "
+                    "a copy needs a name of its own"
+                )
+            store.stage(UNFINISHED, incarnation)
+            yield store, store.head().incarnation
+            store.stage(UNFINISHED, "")
+    finally:
+        store.close()
+
+
+def _remove_unfinished(url: str, book: str) -> None:
+    """Remove what a broken copy left, if there is any. Raises StoreInUse."""
+    try:
+        store = _open(url, book)
+    except NoBook:
+        return
+    try:
+        if not store.stage(UNFINISHED):
+            return
+        with holding(store, HOLDING_SECONDS):
+            pass
+    finally:
+        store.close()
+    _postgres().remove_book(url, book)
+
+
+def renew(place: Place, book: str) -> str:
+    """Begin a new life of a book, and return its name. Raises StoreInUse, NoBook."""
+    open_reader(place, book).close()
+    store = open_store(place, book)
+    try:
+        incarnation = new_incarnation()
+        store.renew(incarnation)
+    finally:
+        store.close()
+    return incarnation
+
+
+@contextmanager
+def key_source(place: Place, book: str = BOOK, *, may_begin: bool = False) -> Iterator[KeySource]:
+    """Open what keeps a book's keys; see `Roof.key_source`."""
+    if isinstance(place, str):
+        place = read_place(place)
+    if isinstance(place, Path):
+        yield FolderKeys(place)
+        return
+    store = _open(place, book, new_incarnation=new_incarnation() if may_begin else "")
+    try:
+        yield StoreKeys(store)
+    finally:
+        store.close()
+
+
+# ── schemas ───────────────────────────────────────────────────────────────────────
+
+
+def migrations(place: Place) -> list[Migration]:
+    """Return the migrations of a place's schema, done and pending; changes nothing.
+
+    Raises SchemaDrift, NoBook, StoreUnavailable.
+    """
+    if isinstance(place, str):
+        place = read_place(place)
+    if isinstance(place, Path):
+        return sqlite_schema.migrations_of(place / f"{BOOK}.sqlite")
+    found: list[Migration] = _postgres().plan(place)
+    return found
+
+
+def migrate(place: Place, grant: str = "") -> list[Migration]:
+    """Do what is pending, and return it. `grant` is the database's role that will serve.
+
+    Raises SchemaDrift, NoBook, StoreInUse, StoreError.
+    """
+    pending = [one for one in migrations(place) if not one.is_applied]
+    if isinstance(place, str):
+        place = read_place(place)
+    if isinstance(place, Path):
+        if grant:
+            raise StoreError("a folder has no roles to grant anything to")
+        if pending:
+            SQLiteStore.open(place, BOOK).close()
+        return pending
+    _postgres().migrate(place, grant=grant)
+    return pending
 
 
 def _sync(folder: Path) -> None:
@@ -137,12 +302,18 @@ def engine_on(
 
 
 @contextmanager
-def open_inline(folder: Path, config: Config) -> Iterator[InlineBook]:
-    """Open a folder's book, or begin one, for this process alone; see `Roof.open_inline`."""
-    store = open_store(folder)
+def open_inline(place: Place, config: Config) -> Iterator[InlineBook]:
+    """Open a book, or begin one, for this process alone; see `Roof.open_inline`."""
+    if isinstance(place, str):
+        place = read_place(place)
+    store = open_store(place, config.store.book if is_database(place) else BOOK)
+    held: AbstractContextManager[None] = (
+        holding(store, HOLDING_SECONDS) if is_database(place) else nullcontext()
+    )
     try:
-        clock = ClockGuard()
-        yield InlineBook(engine_on(store, config, clock), store, wall_clock)
+        with held:
+            clock = ClockGuard()
+            yield InlineBook(engine_on(store, config, clock), store, wall_clock)
     finally:
         store.close()
 

@@ -85,7 +85,7 @@ def test_what_the_book_refuses(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("limits", "show"), "give --data FOLDER, or --address of a running server"),
+        (("limits", "show"), "give --data FOLDER, --store URL, or --address of a running"),
         (("limits", "set", "BTC"), "give --per-withdrawal, --per-day or both"),
         (("limits", "set", "BTC", "--per-day", "x"), "'x' is not a plain decimal number"),
         (("modes", "set", "shut"), "shut"),

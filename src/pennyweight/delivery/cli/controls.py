@@ -1,14 +1,26 @@
 """`pennyweight limits` and `pennyweight modes`: what the risk desk lets through."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from cyclopts import App, Parameter
 
-from pennyweight.config import load
-from pennyweight.delivery.cli.remote import Address, Key, MaybeData, ask, check_place
-from pennyweight.delivery.cli.shared import ConfigFile, Json, UserError, print_json, roof
+from pennyweight.config import Config
+from pennyweight.delivery.cli.remote import Address, Key, ask, check_place
+from pennyweight.delivery.cli.shared import (
+    BookName,
+    ConfigFile,
+    Data,
+    Json,
+    StoreUrl,
+    UserError,
+    Where,
+    find,
+    open_book,
+    print_json,
+    roof,
+    where,
+)
 from pennyweight.engine.port import Store, StoreInUse
 from pennyweight.engine.receipts import Receipt, Refusal
 from pennyweight.ledger.accounts import user_holder
@@ -48,7 +60,9 @@ Amount = Annotated[
 def show_limits(
     *,
     user: User = None,
-    data: MaybeData = None,
+    data: Data = None,
+    store: StoreUrl = None,
+    book: BookName = None,
     address: Address = None,
     key: Key = "",
     json: Json = False,
@@ -57,11 +71,11 @@ def show_limits(
 
     Example: pennyweight limits show --data book
     """
-    check_place(data, address)
+    check_place(data, store, address)
     if address is not None:
         shown = ask(address, "GET", "/limits" + ("" if user is None else _query(user)), key)
     else:
-        shown = _limits_in(_folder(data), user)
+        shown = _limits_in(where(data, store, book), user)
     if json:
         print_json(shown)
         return 0
@@ -82,7 +96,9 @@ def set_limits(
     per_withdrawal: Amount = None,
     per_day: Amount = None,
     user: User = None,
-    data: MaybeData = None,
+    data: Data = None,
+    store: StoreUrl = None,
+    book: BookName = None,
     address: Address = None,
     key: Key = "",
     config: ConfigFile = None,
@@ -97,12 +113,14 @@ def set_limits(
     if per_withdrawal is None and per_day is None:
         raise UserError("give --per-withdrawal, --per-day or both; none lifts a limit", code=2)
     most, most_a_day = _amount(per_withdrawal), _amount(per_day)
-    check_place(data, address)
+    check_place(data, store, address)
     if address is not None:
         body = {"token": token, "user_id": user, "per_withdrawal": most, "per_day": most_a_day}
         answer = ask(address, "PUT", "/limits", key, body)
     else:
-        answer = _execute(SetLimits(token, most, most_a_day, user), _folder(data), config)
+        answer = _execute(
+            SetLimits(token, most, most_a_day, user), *find(data, store, book, config)
+        )
     _tell(answer, _line(answer, answer), json=json)
     return 0
 
@@ -110,7 +128,9 @@ def set_limits(
 @modes.command(name="show")
 def show_modes(
     *,
-    data: MaybeData = None,
+    data: Data = None,
+    store: StoreUrl = None,
+    book: BookName = None,
     address: Address = None,
     key: Key = "",
     json: Json = False,
@@ -119,11 +139,11 @@ def show_modes(
 
     Example: pennyweight modes show --data book
     """
-    check_place(data, address)
+    check_place(data, store, address)
     if address is not None:
         shown = ask(address, "GET", "/token-modes", key)
     else:
-        controls = _controls_in(_folder(data))
+        controls = _controls_in(where(data, store, book))
         shown = {"mode": controls.mode, "tokens": dict(sorted(controls.modes.items()))}
     if json:
         print_json(shown)
@@ -146,7 +166,9 @@ def set_mode(
     token: Annotated[
         str | None, Parameter(help="Of this token; else of everything.", negative=())
     ] = None,
-    data: MaybeData = None,
+    data: Data = None,
+    store: StoreUrl = None,
+    book: BookName = None,
     address: Address = None,
     key: Key = "",
     config: ConfigFile = None,
@@ -158,11 +180,11 @@ def set_mode(
 
     Example: pennyweight modes set reducing --token BTC --data book
     """
-    check_place(data, address)
+    check_place(data, store, address)
     if address is not None:
         answer = ask(address, "PUT", "/token-modes", key, {"token": token, "mode": mode})
     else:
-        answer = _execute(SetMode(mode, token), _folder(data), config)
+        answer = _execute(SetMode(mode, token), *find(data, store, book, config))
     _tell(answer, f"{answer['token'] or 'everything'}: {answer['mode']}", json=json)
     return 0
 
@@ -170,19 +192,13 @@ def set_mode(
 # ── a book that no server has open ────────────────────────────────────────────────
 
 
-def _folder(data: Path | None) -> Path:
-    if data is None:
-        raise UserError("give --data FOLDER, or --address of a running server", code=2)
-    return data
-
-
-def _execute(command: Command, folder: Path, config: Path | None) -> dict[str, Any]:
+def _execute(command: Command, found: Where, config: Config) -> dict[str, Any]:
     """Open the book for one command; none is begun for it. Raises UserError, NoBook."""
     import msgspec  # noqa: PLC0415 - only to show the answer
 
-    roof().open_reader(folder).close()
+    open_book(found).close()
     try:
-        with roof().open_inline(folder, load(config).config) as book:
+        with roof().open_inline(found.place, config) as book:
             outcome = book.execute(command)
     except StoreInUse as error:
         raise UserError(f"{error}; give --address", code=2) from None
@@ -192,9 +208,9 @@ def _execute(command: Command, folder: Path, config: Path | None) -> dict[str, A
     raise UserError(outcome.message if isinstance(outcome, Refusal) else str(outcome))
 
 
-def _controls_in(folder: Path) -> Controls:
+def _controls_in(found: Where) -> Controls:
     """Return the general modes and limits of a book."""
-    store = roof().open_reader(folder)
+    store = open_book(found)
     try:
         return _general(store)
     finally:
@@ -206,9 +222,9 @@ def _general(store: Store) -> Controls:
     return Controls() if record is None else record.read(Controls)
 
 
-def _limits_in(folder: Path, user: str | None) -> dict[str, Any]:
+def _limits_in(found: Where, user: str | None) -> dict[str, Any]:
     """Return the limits of all, or of one user, of a book, as GET /limits does. Raises UserError."""
-    store = roof().open_reader(folder)
+    store = open_book(found)
     try:
         of_all = _general(store).limits
         if user is None:

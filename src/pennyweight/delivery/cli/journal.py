@@ -8,7 +8,20 @@ from typing import Annotated, BinaryIO
 
 from cyclopts import Parameter
 
-from pennyweight.delivery.cli.shared import Data, Json, UserError, print_json, progress, roof
+from pennyweight.delivery.cli.shared import (
+    Again,
+    BookName,
+    Data,
+    Json,
+    StoreUrl,
+    UserError,
+    Where,
+    open_book,
+    print_json,
+    progress,
+    roof,
+    where,
+)
 from pennyweight.runtime.copying import (
     CopyFailed,
     export_lines,
@@ -19,7 +32,9 @@ from pennyweight.runtime.copying import (
 
 def export(
     *,
-    data: Data,
+    data: Data = None,
+    store: StoreUrl = None,
+    book: BookName = None,
     output: Annotated[
         Path | None, Parameter(help="A new file to write; stdout if not given.", negative=())
     ] = None,
@@ -33,23 +48,25 @@ def export(
 
     Example: pennyweight export --data book --output book.jsonl
     """
-    _check_output(output, data, is_forced=force)
-    store = roof().open_reader(data)
+    found = where(data, store, book)
+    _check_output(output, found, is_forced=force)
+    opened = open_book(found)
     try:
         with progress("exporting") as tell, _writing(output) as file:
-            file.writelines(export_lines(store, tell))
+            file.writelines(export_lines(opened, tell))
     except CopyFailed as error:
         raise UserError(str(error)) from None
     finally:
-        store.close()
+        opened.close()
     return 0
 
 
-def _check_output(output: Path | None, data: Path, *, is_forced: bool) -> None:
+def _check_output(output: Path | None, found: Where, *, is_forced: bool) -> None:
     """Keep an export off the book's own folder, and off what is there already."""
     if output is None:
         return
-    if output.resolve().is_relative_to(data.resolve()):
+    folder = found.place
+    if isinstance(folder, Path) and output.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{output} lies in the folder of the book", code=2)
     if output.exists() and not is_forced:
         raise UserError(f"{output} is there already; --force writes over it", code=2)
@@ -77,28 +94,33 @@ def import_book(
     ],
     /,
     *,
-    data: Data,
+    data: Data = None,
+    store: StoreUrl = None,
+    again: Again = False,
     json: Json = False,
 ) -> int:
-    """Rebuild a book from an export, in a folder that has none yet: all of it, or nothing.
+    """Rebuild a book from an export, where there is none of its name yet: all of it, or nothing.
 
     Chain and rules are checked on the way. The copy ends with the same chain head; what
-    is committed from then on belongs to a new life of the book (another incarnation).
+    is committed from then on belongs to a new life of the book (another incarnation). In a
+    database an import that breaks off leaves a book that nobody can open, until it is
+    repeated with `--again`.
 
     Example: pennyweight import book.jsonl --data copy
     """
+    found = where(data, store, None)
     with _reading(file) as source:
         lines = iter(source)
         try:
             first = read_first_line(next(lines, b""))
             with (
                 progress("importing") as tell,
-                roof().create_book(data, first.book) as (store, incarnation),
+                roof().create_book(found.place, first.book, is_again=again) as (made, incarnation),
             ):
                 head = import_lines(
                     first,
                     lines,
-                    store,
+                    made,
                     incarnation,
                     answers=roof().answers(),
                     invariants=roof().invariants(),

@@ -7,13 +7,15 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from pennyweight.config import load as load_config
 from pennyweight.delivery.balances import BadFile, Balances, Loaded, load_into, read_balances
 from pennyweight.delivery.cli.shared import (
+    BookName,
     ConfigFile,
     Data,
     Json,
+    StoreUrl,
     UserError,
+    find,
     print_json,
     progress,
     roof,
@@ -43,7 +45,9 @@ def load(
     file: Annotated[Path, Parameter(help="CSV: User_Id, then one column for each asset.")],
     /,
     *,
-    data: Data,
+    data: Data = None,
+    store: StoreUrl = None,
+    book: BookName = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> int:
@@ -52,21 +56,22 @@ def load(
     The whole file is checked first; if anything in it is wrong, nothing is loaded. Loading
     the same users and balances again changes nothing, however the file is written. A
     balance of 0 opens the account. What is loaded comes from `world`, and adds to what a
-    user has already: a file that differs in one balance is another file.
+    user has already: a file that differs in one balance is another file. Nobody may serve
+    the book meanwhile.
 
     Example: pennyweight load users.csv --data book
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}", code=2)
-    settings = load_config(config).config
-    with roof().open_inline(data, settings) as book:
+    found, settings = find(data, store, book, config)
+    with roof().open_inline(found.place, settings) as opened:
         try:
-            balances = read_balances(file, book.engine.standing.assets)
+            balances = read_balances(file, opened.engine.standing.assets)
         except BadFile as error:
             if json:
                 print_json({"ok": False, "problems": error.problems, "count": error.count})
             raise UserError(f"{file}: {error}; nothing was loaded") from None
-        summary = _load(book, balances, file)
+        summary = _load(opened, balances, file)
     if json:
         print_json(summary)
     else:

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import Parameter
 
-from pennyweight.delivery.cli.shared import UserError
+from pennyweight.delivery.cli.shared import PLACES, UserError
 
 TIMEOUT_SECONDS = 20
-DATA = "PENNYWEIGHT_DATA"
 
 Address = Annotated[
     str | None,
@@ -24,21 +23,20 @@ Key = Annotated[
         name="--key", env_var="PENNYWEIGHT_KEY", help="The API key for it, if any.", negative=()
     ),
 ]
-MaybeData = Annotated[
-    Path | None,
-    Parameter(
-        name="--data",
-        env_var=DATA,
-        help="The folder of the book, if no server has it open.",
-        negative=(),
-    ),
-]
 
 
-def check_place(data: Path | None, address: str | None) -> None:
-    """Refuse --data beside --address; the folder of the environment gives way. Raises UserError."""
-    if data is not None and address is not None and str(data) != os.environ.get(DATA):
-        raise UserError("give --data or --address, not both", code=2)
+def check_place(data: Path | None, store: str | None, address: str | None) -> None:
+    """Refuse --data or --store beside --address; what the environment says gives way.
+
+    Raises UserError, also where nothing at all says which book is meant.
+    """
+    given = {"--data": data, "--store": store}
+    if address is not None:
+        for option, value in given.items():
+            if value is not None:
+                raise UserError(f"give {option} or --address, not both", code=2)
+    elif not any(given.values()) and not any(map(os.environ.get, PLACES)):
+        raise UserError("give --data FOLDER, --store URL, or --address of a running server", code=2)
 
 
 def ask(address: str, method: str, path: str, key: str, body: Any = None) -> Any:

@@ -1,19 +1,34 @@
 """`pennyweight serve`: a book behind HTTP."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from pennyweight.config import load
-from pennyweight.delivery.cli.shared import ConfigFile, Data, roof
+from pennyweight.delivery.cli.shared import BookName, ConfigFile, Data, StoreUrl, find, roof
 
 
 def serve(
     *,
-    data: Data,
+    data: Data = None,
+    store: StoreUrl = None,
+    book: BookName = None,
     host: Annotated[str | None, Parameter(help="Where to listen (127.0.0.1).", negative=())] = None,
     port: Annotated[int | None, Parameter(help="0 takes a free one (8080).", negative=())] = None,
+    workers: Annotated[
+        int | None, Parameter(help="Processes that speak HTTP, on one port (1).", negative=())
+    ] = None,
+    cluster_listen: Annotated[
+        str | None,
+        Parameter(
+            help="HOST:PORT where other instances of the book reach this one (127.0.0.1:0).",
+            negative=(),
+        ),
+    ] = None,
+    cluster_advertise: Annotated[
+        str | None,
+        Parameter(help="HOST:PORT to tell them, where it is another one.", negative=()),
+    ] = None,
     config: ConfigFile = None,
     accept_clock: Annotated[
         bool,
@@ -44,24 +59,34 @@ def serve(
         Parameter(help="A PEM file; the wallet's requests must then be signed.", negative=()),
     ] = None,
 ) -> int:
-    """Serve the book in a folder, beginning one where there is none.
+    """Serve the book in a folder or a database, beginning one where there is none.
 
     Prints `ready http://HOST:PORT` when it is. Without API keys it listens on this machine
     only. On SIGTERM or Ctrl-C it answers what waits, and ends with exit code 0. The broker may
     come from KAFKA_BROKER too; without one, settlements come over HTTP alone.
 
+    A book in a database may be served by several instances at once: one owns it, the others
+    hand their commands to it, and one of them takes over when it is gone.
+
     Example: pennyweight serve --data book --port 8080 --users-in-memory 300
+
+    Example: pennyweight serve --store postgresql://money@db.local/money --workers 2
     """
-    chosen: dict[str, Any] = {
-        "server.host": host,
-        "server.port": port,
-        "auth.open_faces": open_faces,
-        "cache.users_max": users_in_memory,
-        "kafka.broker": kafka,
-        "payments.profile": payments_profile,
-        "wallet.dialect": wallet_dialect,
-        "wallet.public_key": None if wallet_public_key is None else str(wallet_public_key),
-    }
-    overrides = {name: value for name, value in chosen.items() if value is not None}
-    loaded = load(config, overrides=overrides)
-    return roof().serve(data, loaded.config, is_clock_accepted=accept_clock)
+    found, settings = find(
+        data,
+        store,
+        book,
+        config,
+        server__host=host,
+        server__port=port,
+        server__workers=workers,
+        cluster__listen=cluster_listen,
+        cluster__advertise=cluster_advertise,
+        auth__open_faces=open_faces,
+        cache__users_max=users_in_memory,
+        kafka__broker=kafka,
+        payments__profile=payments_profile,
+        wallet__dialect=wallet_dialect,
+        wallet__public_key=None if wallet_public_key is None else str(wallet_public_key),
+    )
+    return roof().serve(found.place, settings, is_clock_accepted=accept_clock)

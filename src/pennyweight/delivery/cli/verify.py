@@ -2,7 +2,17 @@
 
 import time
 
-from pennyweight.delivery.cli.shared import Data, Json, print_json, progress, roof
+from pennyweight.delivery.cli.shared import (
+    BookName,
+    Data,
+    Json,
+    StoreUrl,
+    open_book,
+    print_json,
+    progress,
+    roof,
+    where,
+)
 from pennyweight.engine.port import StoreError
 from pennyweight.engine.verification import Report
 from pennyweight.engine.verification import verify as verify_book
@@ -11,7 +21,9 @@ _SHOWN_MAX = 20
 _UNREADABLE = {"sequence": None, "chain_head": None, "state_digest": None, "first_wrong": None}
 
 
-def verify(*, data: Data, json: Json = False) -> int:
+def verify(
+    *, data: Data = None, store: StoreUrl = None, book: BookName = None, json: Json = False
+) -> int:
     """Prove a book: chain, balances, holds, records, keys, conservation of every asset.
 
     Everything is rebuilt from the journal and compared with what is stored. May run while
@@ -20,12 +32,12 @@ def verify(*, data: Data, json: Json = False) -> int:
 
     Example: pennyweight verify --data book
     """
-    store = roof().open_reader(data)
+    opened = open_book(where(data, store, book))
     started = time.monotonic()
     try:
         with progress("verifying") as tell:
             report = verify_book(
-                store, answers=roof().answers(), invariants=roof().invariants(), progress=tell
+                opened, answers=roof().answers(), invariants=roof().invariants(), progress=tell
             )
     except StoreError as error:
         if not json:
@@ -35,7 +47,7 @@ def verify(*, data: Data, json: Json = False) -> int:
         )
         return 1
     finally:
-        store.close()
+        opened.close()
     if json:
         print_json(
             {

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import apsw
 
-from pennyweight.engine.port import SchemaDrift, StoreError
+from pennyweight.engine.port import NoBook, SchemaDrift, StoreError, StoreFailed
+from pennyweight.stores.migrations import Migration
 from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.keys import KeyIndex
 
@@ -107,6 +108,25 @@ def check_migrations(connection: apsw.Connection) -> None:
     applied, known = len(_applied(connection)), len(known_migrations())
     if applied < known:
         raise SchemaDrift(f"the book has {applied} of {known} migrations; open it for writing once")
+
+
+def migrations_of(path: Path) -> list[Migration]:
+    """Return the migrations of a book's file, done and pending. Raises NoBook, SchemaDrift."""
+    if not path.exists():
+        raise NoBook(f"there is no book at {path}")
+    try:
+        connection = connect_reader(path)
+        try:
+            is_book = connection.table_exists("main", "migrations")
+            done = len(_applied(connection)) if is_book else 0
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise StoreFailed(f"{path}: {error}") from error
+    return [
+        Migration(number, name, position < done)
+        for position, (number, name, _, _) in enumerate(known_migrations())
+    ]
 
 
 def _applied(connection: apsw.Connection) -> list[tuple[int, str, str]]:
