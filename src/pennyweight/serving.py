@@ -5,111 +5,116 @@ Apart from `assemble`, because who only opens a book needs no HTTP server.
 
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from pennyweight.agents.expiry import HoldExpiry
-from pennyweight.assemble import EXPIRIES, PRODUCTS, engine_on, open_store
+from pennyweight.assemble import PRODUCTS
 from pennyweight.config import Config, ConfigError, Log
 from pennyweight.delivery.http import ledger as ledger_face
-from pennyweight.delivery.http import operations, proof, server
 from pennyweight.delivery.http import payments as payments_face
+from pennyweight.delivery.http import proof, server
 from pennyweight.delivery.http import wallet as wallet_face
 from pennyweight.delivery.http import withdrawals as withdrawals_face
 from pennyweight.delivery.http.guard import Guard, is_loopback
-from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.routes import Route
+from pennyweight.delivery.keys import KeySource, StoreKeys
 from pennyweight.delivery.wallet import WalletSettings
-from pennyweight.delivery.watch import Watch
-from pennyweight.engine.engine import USERS_MIN
 from pennyweight.ledger.refusals import Refused
 from pennyweight.proving import prove
-from pennyweight.runtime.clock import ClockGuard
-from pennyweight.runtime.driver import ThreadedBook
-from pennyweight.streams import USERS_RESERVED, Streams
+from pennyweight.sharing import Opened, open_alone, open_shared
+from pennyweight.stores.places import Place, read_place
 
 
-def serve(folder: Path, config: Config, *, is_clock_accepted: bool = False) -> int:
-    """Serve a folder's book until a signal says stop; see `Roof.serve`.
+def serve(place: Place, config: Config, *, is_clock_accepted: bool = False) -> int:
+    """Serve a book until a signal says stop; see `Roof.serve`.
 
     Prints `ready http://HOST:PORT` on stdout. Raises ConfigError, ClockRefused and what
     `open_store` raises.
     """
     write_logs(config.log)
-    guard = guard_of(folder, config)
-    faces = routes_of(folder, config)
-    store = open_store(folder)
+    if isinstance(place, str):
+        place = read_place(place)
+    if config.server.workers > 1:
+        from pennyweight import workers  # noqa: PLC0415 - they are served by this module in turn
+
+        return workers.serve(place, config, is_clock_accepted=is_clock_accepted)
+    if isinstance(place, Path):
+        guard_of(place, config)  # before a book is begun that nobody may ask
+        opening = open_alone(place, config, is_clock_accepted=is_clock_accepted)
+    else:
+        opening = open_shared(place, config, is_clock_accepted=is_clock_accepted)
+    with opening as opened:
+        serve_faces(place, config, opened, on_ready=_say_ready)
+        return 1 if opened.book.failure else 0
+
+
+def serve_faces(
+    place: Place,
+    config: Config,
+    opened: Opened,
+    *,
+    on_ready: Callable[[str], object],
+    is_one_of_many: bool = False,
+    stopped: Callable[[Callable[[], object]], object] = lambda _: None,
+) -> None:
+    """Serve every face of an opened book; `is_one_of_many` shares the port with others.
+
+    `stopped` is told, before it begins, what to call for a stop that no signal brings.
+    Raises ConfigError.
+    """
+    source = place if isinstance(place, Path) else StoreKeys(opened.book.store)
+    guard = guard_of(source, config)
+    faces = routes_of(place, config)
+    settings = server.ServerConfig(
+        host=config.server.host,
+        port=config.server.port,
+        is_garbage_ours=True,
+        is_one_of_many=is_one_of_many,
+    )
+    serving = server.Server(
+        opened.book,
+        faces,
+        guard,
+        opened.metrics,
+        settings,
+        on_ready=on_ready,
+        neighbours=opened.neighbours,
+        agents=opened.agents,
+    )
+    stopped(serving.stop)
     try:
-        clock = ClockGuard()
-        engine = engine_on(
-            store,
-            config,
-            clock,
-            is_clock_accepted=is_clock_accepted,
-            users_reserved=_reserved(config),
-        )
-        metrics = Metrics()
-        watch = Watch()
-        metrics.add(watch.metrics)
-        book = ThreadedBook(engine, store, clock, observe=metrics.observe_batch, hear=watch)
-        settings = server.ServerConfig(
-            host=config.server.host, port=config.server.port, is_garbage_ours=True
-        )
-        streams = Streams(book, config.kafka) if config.kafka.broker else None
-        if streams is not None:
-            metrics.add(streams.metrics)
-        expiry = HoldExpiry(book, commands=EXPIRIES)
-        try:
-            server.serve(
-                book,
-                faces,
-                guard,
-                metrics,
-                settings,
-                on_ready=_say_ready,
-                neighbours=operations.no_neighbours if streams is None else streams.down,
-                agents=[expiry] if streams is None else [expiry, streams],
-            )
-        except SystemExit:
-            address = f"{config.server.host}:{config.server.port}"
-            raise ConfigError(f"cannot listen on {address}: in use, or not ours") from None
-        return 1 if book.failure else 0
-    finally:
-        store.close()
+        serving.run()
+    except SystemExit:
+        address = f"{config.server.host}:{config.server.port}"
+        raise ConfigError(f"cannot listen on {address}: in use, or not ours") from None
 
 
-def _reserved(config: Config) -> int:
-    """Return how many users the relay may have in memory. Raises ConfigError if none are left."""
-    reserved = USERS_RESERVED if config.kafka.broker else 0
-    if config.cache.users_max - reserved < USERS_MIN:
-        raise ConfigError(
-            f"cache.users_max is {config.cache.users_max}, below {USERS_MIN + reserved}: with "
-            f"Kafka {reserved} of them are the relay's, and the engine needs {USERS_MIN}"
-        )
-    return reserved
-
-
-def guard_of(folder: Path, config: Config) -> Guard:
+def guard_of(source: Path | KeySource, config: Config) -> Guard:
     """Return who may call what. Raises ConfigError when nobody would be kept out."""
     host = config.server.host
     signed = {wallet_face.FACE: wallet_face.SIGNATURE_HEADER} if config.wallet.public_key else {}
-    guard = Guard(folder, host, open_faces=config.auth.open_faces, signed_faces=signed)
+    guard = Guard(source, host, open_faces=config.auth.open_faces, signed_faces=signed)
     if not is_loopback(host) and not guard.has_keys and not config.auth.open_faces:
         raise ConfigError(
             f"{host} can be reached from elsewhere, which needs API keys: create one with "
-            f"`pennyweight keys create '*' --data {folder}`, or listen on 127.0.0.1"
+            f"`pennyweight keys create '*' {_where(source)}`, or listen on 127.0.0.1"
         )
     return guard
 
 
-def routes_of(folder: Path, config: Config) -> list[Route]:
+def _where(source: Path | KeySource) -> str:
+    return f"--data {source}" if isinstance(source, Path) else "--store URL"
+
+
+def routes_of(place: Place, config: Config) -> list[Route]:
     """Return the routes of every face. Raises ConfigError."""
     try:
         return [
             *ledger_face.routes([product.PRODUCT for product in PRODUCTS]),
-            *proof.routes(lambda _, progress: prove(folder, progress)),
+            *proof.routes(lambda _, progress: prove(place, config.store.book, progress)),
             *payments_face.routes(config.payments.profile),
             *wallet_face.routes(wallet_settings(config)),
             *withdrawals_face.routes(),

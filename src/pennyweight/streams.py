@@ -10,6 +10,7 @@ from pennyweight.agents.relay import PAGE, Relay, as_dead_letter, as_json
 from pennyweight.config import ConfigError, Kafka
 from pennyweight.delivery.settlements import settlement_of
 from pennyweight.ledger.letters import SET_ASIDE
+from pennyweight.links import kafka
 from pennyweight.links.kafka import ExtraMissing
 from pennyweight.products import withdrawals
 from pennyweight.products.withdrawals import settle, shared
@@ -30,35 +31,62 @@ _EVENTS = (
 )
 
 
+class Ends:
+    """The ends of whichever ownership this process has; none where no broker is configured."""
+
+    def __init__(self, settings: Kafka) -> None:
+        """Raises ConfigError where the client is not installed."""
+        self._settings = settings
+        self._streams: Streams | None = None
+        if settings.broker:
+            try:
+                kafka.client()
+            except ExtraMissing as error:
+                raise ConfigError(f"kafka.broker is set, but {error}") from None
+
+    def of(self, book: ThreadedBook) -> list["Streams"]:
+        """Return the ends of a book that is owned from now on, as agents."""
+        if not self._settings.broker:
+            return []
+        self._streams = Streams(book, self._settings)
+        return [self._streams]
+
+    def down(self) -> dict[str, str]:
+        """Return what does not work, for `/readyz`."""
+        return {} if self._streams is None else self._streams.down()
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what was done since the book is owned, in Prometheus' terms."""
+        if self._streams is not None:
+            yield from self._streams.metrics()
+
+
 class Streams:
     """Consumer and relay of one book, as an agent of the server."""
 
     def __init__(self, book: ThreadedBook, settings: Kafka) -> None:
-        """Nothing runs yet. Raises ConfigError where the client is not installed."""
+        """Nothing runs yet. Raises ExtraMissing."""
         options = dict(option.split("=", 1) for option in settings.options)
         events = as_json(settings.events_topic, "user_id")
-        try:
-            self.intake = Intake(
-                book,
-                settings.broker,
-                {settings.settlements_topic: Inbox(settlement_of, settle.SetAside)},
-                group=settings.group,
-                options=options,
-            )
-            self.relay = Relay(
-                book,
-                settings.broker,
-                {
-                    **dict.fromkeys(_EVENTS, events),
-                    SET_ASIDE: as_dead_letter(lambda topic: DEAD_LETTERS.format(topic=topic)),
-                },
-                name=f"relay:{settings.events_topic}",
-                products=(withdrawals.PRODUCT,),
-                topic=settings.events_topic,
-                options=options,
-            )
-        except ExtraMissing as error:
-            raise ConfigError(f"kafka.broker is set, but {error}") from None
+        self.intake = Intake(
+            book,
+            settings.broker,
+            {settings.settlements_topic: Inbox(settlement_of, settle.SetAside)},
+            group=settings.group,
+            options=options,
+        )
+        self.relay = Relay(
+            book,
+            settings.broker,
+            {
+                **dict.fromkeys(_EVENTS, events),
+                SET_ASIDE: as_dead_letter(lambda topic: DEAD_LETTERS.format(topic=topic)),
+            },
+            name=f"relay:{settings.events_topic}",
+            products=(withdrawals.PRODUCT,),
+            topic=settings.events_topic,
+            options=options,
+        )
 
     def start(self) -> None:
         """Begin to read and to relay; the book must have been started."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -54,12 +55,25 @@ class Spread:
         return family
 
 
+Requests = dict[tuple[str, str], dict[int, int]]
+"""How often routes answered, by method and path, then by status."""
+
+
+class Tallies(msgspec.Struct):
+    """What one process counted: answers by method, route and status, and what it turned away."""
+
+    requests: list[tuple[str, str, dict[int, int]]]
+    refusals: dict[str, int]
+    turned_away: dict[str, int]
+
+
 class Metrics(Collector):
     """The server's figures, in a registry of their own."""
 
     def __init__(self) -> None:
         """Nothing counted yet; `watch` names the book once there is one."""
-        self._requests: dict[tuple[str, str], dict[int, int]] = {}
+        self._requests: Requests = {}
+        self._workers: dict[int, Tallies] = {}
         self.refusals: Counter[str] = Counter()
         """Requests refused before they reached the engine, by code."""
         self.turned_away: Counter[str] = Counter()
@@ -99,6 +113,45 @@ class Metrics(Collector):
         """Return how often a route answered with which status, to be counted up by the loop."""
         return self._requests.setdefault((route.method, route.path), {})
 
+    def tallies(self) -> Tallies:
+        """Return what was counted so far, for `adopt` in another process."""
+        return Tallies(
+            [(*place, dict(counts)) for place, counts in list(self._requests.items())],
+            dict(self.refusals),
+            dict(self.turned_away),
+        )
+
+    def adopt(self, worker: int, tallies: Tallies) -> None:
+        """Note how far a worker's counts are; they count as our own."""
+        self._workers[worker] = tallies
+
+    def retire(self, worker: int) -> None:
+        """Keep what a worker counted that has ended: the next one begins at nothing."""
+        tallies = self._workers.pop(worker, None)
+        if tallies is not None:
+            self._add(tallies, self._requests, self.refusals, self.turned_away)
+
+    def _totals(self) -> tuple[Requests, Counter[str], Counter[str]]:
+        """Return answers, refusals and what was turned away, all workers included."""
+        if not self._workers:
+            return self._requests, self.refusals.copy(), self.turned_away.copy()
+        requests: Requests = {place: dict(counts) for place, counts in self._requests.items()}
+        refusals, turned_away = self.refusals.copy(), self.turned_away.copy()
+        for tallies in list(self._workers.values()):
+            self._add(tallies, requests, refusals, turned_away)
+        return requests, refusals, turned_away
+
+    @staticmethod
+    def _add(
+        tallies: Tallies, requests: Requests, refusals: Counter[str], turned_away: Counter[str]
+    ) -> None:
+        for method, path, counts in tallies.requests:
+            total = requests.setdefault((method, path), {})
+            for status, count in counts.items():
+                total[status] = total.get(status, 0) + count
+        refusals.update(tallies.refusals)
+        turned_away.update(tallies.turned_away)
+
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -110,14 +163,14 @@ class Metrics(Collector):
             "Answered requests",
             labels=("method", "route", "status"),
         )
-        for (method, path), counts in list(self._requests.items()):
+        answered, refusals, turned_away = self._totals()
+        for (method, path), counts in list(answered.items()):
             for status, count in sorted(counts.items()):
                 requests.add_metric((method, path, str(status)), count)
         yield requests
         yield self._size.metric()
         yield self._decide.metric()
         yield self._append.metric()
-        refusals = self.refusals.copy()
         engine = None if self._book is None else self._book.engine
         if engine is not None:
             refusals += engine.refusals.copy()
@@ -136,7 +189,7 @@ class Metrics(Collector):
         for source in self._sources:
             yield from source()
         yield _by_code("pennyweight_refusals", "Refused requests", refusals)
-        yield _by_code("pennyweight_turned_away", "Commands not accepted", self.turned_away)
+        yield _by_code("pennyweight_turned_away", "Commands not accepted", turned_away)
 
 
 def _cache_metrics(figures: CacheFigures) -> Iterator[Metric]:

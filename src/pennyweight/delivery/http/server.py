@@ -14,6 +14,7 @@ import contextlib
 import gc
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     request from its first to its last byte, `stall_seconds` a client that does not read;
     they are looked at every `sweep_seconds`.
     `is_garbage_ours` takes garbage collection into the server's own hands; for a process
-    that does nothing else.
+    that does nothing else. `is_one_of_many` shares host and port with other processes: the
+    kernel deals the connections out.
     """
 
     host: str = "127.0.0.1"
@@ -59,6 +61,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     sweep_seconds: float = 1
     shutdown_seconds: int = 10
     is_garbage_ours: bool = False
+    is_one_of_many: bool = False
 
 
 class Agent(Protocol):
@@ -139,6 +142,8 @@ class Server(uvicorn.Server):
         self.book.start(asyncio.get_running_loop().call_soon_threadsafe)
         self._limits.now = asyncio.get_running_loop().time()
         try:
+            if self.settings.is_one_of_many:
+                sockets = [_shared_socket(self.settings)]
             await super().startup(sockets)
         except SystemExit:  # the address cannot be had
             self.book.stop()
@@ -196,6 +201,21 @@ class Server(uvicorn.Server):
         if self.should_exit and number == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
+
+
+def _shared_socket(settings: ServerConfig) -> socket.socket:
+    """Bind a socket that other processes may bind to as well. Raises SystemExit as uvicorn does."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+        shared = socket.socket(family, kind)
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared.bind(place)
+    except OSError:
+        raise SystemExit(1) from None
+    return shared
 
 
 async def _collect() -> None:
