@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -168,23 +168,42 @@ def _create_in_folder(folder: Place, book: str, *, is_again: bool) -> Iterator[t
 @contextmanager
 def _create_in_database(place: Place, book: str, *, is_again: bool) -> Iterator[tuple[Store, str]]:
     """Mark the book as unfinished until it is whole; held by this process alone meanwhile."""
-    incarnation = new_incarnation()
+    url = str(place)
     if is_again:
-        _remove_unfinished(str(place), book)
+        _remove_unfinished(url, book)
+    incarnation = new_incarnation()
     store = _open(place, book, new_incarnation=incarnation)
+    is_begun = False
     try:
         with holding(store, HOLDING_SECONDS):
-            _check_finished(store, place)
-            if store.head().sequence:
-                raise StoreError(
-                    f"there is a book {book} at {shown(place)} already; "
-                    "a copy needs a name of its own"
-                )
+            _check_empty(store, book, place)
             store.stage(UNFINISHED, incarnation)
-            yield store, store.head().incarnation
+            is_begun = True
+            yield store, incarnation
+            _check_ours(store, incarnation)
             store.stage(UNFINISHED, "")
+    except BaseException:
+        if is_begun:
+            with suppress(StoreError):  # else it stays marked, and refused
+                _remove(url, book)
+        raise
     finally:
         store.close()
+
+
+def _check_empty(store: Store, book: str, place: Place) -> None:
+    """Refuse to copy into a book that is there, or was begun. Raises StoreError."""
+    _check_finished(store, place)
+    if store.head().sequence:
+        raise StoreError(
+            f"there is a book {book} at {shown(place)} already; a copy needs a place of its own"
+        )
+
+
+def _check_ours(store: Store, incarnation: str) -> None:
+    """Refuse to call another's copy finished. Raises StoreError."""
+    if store.stage(UNFINISHED) != incarnation:
+        raise StoreError("somebody else began this copy anew meanwhile")
 
 
 def _remove_unfinished(url: str, book: str) -> None:
@@ -194,13 +213,21 @@ def _remove_unfinished(url: str, book: str) -> None:
     except NoBook:
         return
     try:
-        if not store.stage(UNFINISHED):
-            return
-        with holding(store, HOLDING_SECONDS):
-            pass
+        is_left = bool(store.stage(UNFINISHED))
+        if is_left:
+            with holding(store, HOLDING_SECONDS):
+                pass  # nobody is at it any more
     finally:
         store.close()
-    _postgres().remove_book(url, book)
+    if is_left:
+        _remove(url, book)
+
+
+def _remove(url: str, book: str) -> None:
+    _postgres()
+    from pennyweight.stores.postgres.removing import remove_book  # noqa: PLC0415 - an extra
+
+    remove_book(url, book)
 
 
 def renew(place: Place, book: str) -> str:

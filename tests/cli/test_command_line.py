@@ -17,7 +17,18 @@ from pennyweight.engine.port import Head, StoreFailed
 
 Cli = Callable[..., Any]
 PENNYWEIGHT = (sys.executable, "-m", "pennyweight")
-OWN_VERBS = ("serve", "load", "verify", "export", "import", "config", "version")
+OWN_VERBS = (
+    "serve",
+    "load",
+    "verify",
+    "export",
+    "import",
+    "copy",
+    "migrate",
+    "recover",
+    "config",
+    "version",
+)
 
 
 def test_help_lists_every_verb(cli: Cli) -> None:

@@ -153,6 +153,29 @@ def import_lines(
     return taker.finish(incarnation)
 
 
+def copy_book(
+    source: Store,
+    target: Store,
+    incarnation: str,
+    *,
+    answers: Answers,
+    invariants: Iterable[Invariant] = (),
+    progress: Progress = lambda _done, _all: None,
+) -> Head:
+    """Write a store's book, as it stands now, into an empty store of its name; see `import_lines`."""
+    lines = export_lines(source)
+    first = read_first_line(next(lines))
+    return import_lines(
+        first,
+        lines,
+        target,
+        incarnation,
+        answers=answers,
+        invariants=invariants,
+        progress=progress,
+    )
+
+
 class _Copy:
     """A copy in the making: batches are written one later, so that the last one is known."""
 
