@@ -21,6 +21,11 @@ class Room:
         self._seen: set[str] = set()
 
     @property
+    def left(self) -> int:
+        """How many more have room."""
+        return self._left
+
+    @property
     def is_full(self) -> bool:
         """Whether one more has no room."""
         return self._left <= 0
