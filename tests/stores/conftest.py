@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from pennyweight.engine.port import Head, Store
+from pennyweight.simulators.postgres import PostgresMissing, PostgresServer
 from pennyweight.stores.memory import MemoryStore
+from pennyweight.stores.postgres import PostgresStore
 from pennyweight.stores.sqlite import SQLiteStore
+from stores import postgres_places
 
 
 class InMemory:
@@ -46,15 +49,61 @@ class Embedded:
             store.close()
 
 
-@pytest.fixture(params=[InMemory, Embedded])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InMemory | Embedded]:
+class OnPostgres:
+    """Books in a database that is emptied before each test."""
+
+    is_durable = True
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.stores: list[PostgresStore] = []
+
+    def open(self, book: str = "main") -> Store:
+        store = PostgresStore.open(self.url, book, new_incarnation="first")
+        self.stores.append(store)
+        return store
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.close()
+
+
+Place = InMemory | Embedded | OnPostgres
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server of this test process."""
+    try:
+        server = postgres_places.start()
+    except PostgresMissing as error:
+        pytest.skip(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> str:
+    """The URL of a database with the schema and no book."""
+    postgres_places.empty(postgres.url)
+    return postgres.url
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Where books can be opened; what is open at the end is closed."""
-    opened = request.param(tmp_path)
+    opened: Place
+    if request.param == "memory":
+        opened = InMemory(tmp_path)
+    elif request.param == "sqlite":
+        opened = Embedded(tmp_path)
+    else:
+        opened = OnPostgres(request.getfixturevalue("database"))
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def store(place: InMemory | Embedded) -> Store:
+def store(place: Place) -> Store:
     """An empty book."""
     return place.open()

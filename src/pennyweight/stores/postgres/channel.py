@@ -1,0 +1,238 @@
+"""The writer's way to the server: prepared statements sent by hand, one answer, no more work.
+
+The engine's thread holds the interpreter while it works, so a batch pays for every call
+made here. Statements go through the client library's own functions, which wait without the
+interpreter's lock. They wait without end, too: `Watchdog` cuts the line of one that gets
+no answer, and its outcome is unknown then.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from hashlib import blake2s
+
+import msgspec
+from psycopg import Connection
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
+
+from pennyweight.stores.postgres.errors import ServerError
+
+ANSWER_SECONDS_MAX = 10.0
+"""How long a statement may take before its line is cut."""
+
+_LOOK_SECONDS = 0.25
+_FATAL = (b"FATAL", b"PANIC")
+_DONE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+
+
+class Statement(msgspec.Struct, frozen=True, eq=False):
+    """A statement, its name on the server, and the format of each parameter (0 text, 1 binary)."""
+
+    name: bytes
+    sql: bytes
+    formats: tuple[int, ...]
+
+
+def statement(sql: str, *formats: int) -> Statement:
+    """Return a statement, named by its text."""
+    encoded = sql.encode()
+    return Statement(blake2s(encoded, digest_size=10).hexdigest().encode(), encoded, formats)
+
+
+Values = Sequence[bytes]
+
+
+class Traffic:
+    """What went over a writer's lines: for figures."""
+
+    __slots__ = ("bytes_sent", "round_trips")
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.round_trips = 0
+        self.bytes_sent = 0
+
+
+class Channel:
+    """One connection, used by one thread at a time. After a lost connection it is of no use."""
+
+    def __init__(
+        self, connection: "Connection[tuple[object, ...]]", traffic: Traffic, *, is_prepared: bool
+    ) -> None:
+        """`connection` is this channel's own."""
+        self.connection = connection
+        self.is_lost = False
+        self.is_doubtful = False
+        """Whether the last commit came with a warning that no standby has confirmed it."""
+        self.deadline = 0.0
+        """When the line is cut, by the monotonic clock; 0 while nothing is asked."""
+        self._traffic = traffic
+        self._pgconn: PGconn = connection.pgconn
+        self._pgconn.nonblocking = 0
+        self._pgconn.notice_handler = self._noticed
+        self._is_prepared = is_prepared
+        self._prepared: set[bytes] = set()
+        self._closing = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._closing:
+            self.is_lost = True
+            self.connection.close()
+
+    def cut(self) -> None:
+        """Shut the line down, from another thread: whoever waits on it learns that it is lost."""
+        with self._closing:
+            if self.is_lost:
+                return
+            descriptor = os.dup(self._pgconn.socket)
+        with socket.socket(fileno=descriptor) as line:
+            try:
+                line.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return
+
+    def watch(self) -> None:
+        """Something is asked now, on the connection itself; `unwatch` follows."""
+        self.deadline = time.monotonic() + ANSWER_SECONDS_MAX
+
+    def unwatch(self) -> None:
+        """The answer is there."""
+        self.deadline = 0.0
+
+    def run(self, statement: Statement, values: Values) -> PGresult:
+        """Run one statement. Raises ServerError."""
+        traffic = self._traffic
+        traffic.round_trips += 1
+        traffic.bytes_sent += sum(map(len, values))
+        self.deadline = time.monotonic() + ANSWER_SECONDS_MAX
+        try:
+            if not self._is_prepared:
+                result = self._pgconn.exec_params(statement.sql, values, None, statement.formats, 1)
+            else:
+                if statement.name not in self._prepared:
+                    self._prepare(statement)
+                result = self._pgconn.exec_prepared(statement.name, values, statement.formats, 1)
+        except Exception as error:
+            self.is_lost = True
+            raise ServerError(str(error), is_lost=True) from error
+        finally:
+            self.deadline = 0.0
+        if result.status not in _DONE:
+            raise self._error(result)
+        return result
+
+    def run_all(self, requests: Sequence[tuple[Statement, Values]]) -> list[PGresult]:
+        """Run statements in one round trip; the first that fails ends them. Raises ServerError."""
+        if len(requests) == 1:
+            return [self.run(*requests[0])]
+        if not self._is_prepared:
+            return [self.run(*request) for request in requests]
+        pgconn = self._pgconn
+        self._traffic.round_trips += 1
+        self.deadline = time.monotonic() + ANSWER_SECONDS_MAX
+        try:
+            for statement, _ in requests:
+                if statement.name not in self._prepared:
+                    self._prepare(statement)
+            pgconn.enter_pipeline_mode()
+            for statement, values in requests:
+                self._traffic.bytes_sent += sum(map(len, values))
+                pgconn.send_query_prepared(statement.name, values, statement.formats, 1)
+            pgconn.pipeline_sync()
+            results = [self._next_result() for _ in requests]
+            self._end_pipeline()
+        except ServerError:
+            raise
+        except Exception as error:
+            self.is_lost = True
+            raise ServerError(str(error), is_lost=True) from error
+        finally:
+            self.deadline = 0.0
+        for result in results:
+            if result.status not in _DONE:
+                raise self._error(result)
+        return results
+
+    def _next_result(self) -> PGresult:
+        """Wait for the one result of a statement in a pipeline."""
+        result = self._pgconn.get_result()
+        if result is None:
+            raise ServerError("the connection broke", is_lost=True)
+        if result.status != ExecStatus.PIPELINE_SYNC:
+            self._pgconn.get_result()  # the end of this statement
+        return result
+
+    def _end_pipeline(self) -> None:
+        result = self._pgconn.get_result()
+        while result is None or result.status != ExecStatus.PIPELINE_SYNC:
+            if self._pgconn.status != ConnStatus.OK:
+                self.is_lost = True
+                return
+            result = self._pgconn.get_result()
+        self._pgconn.exit_pipeline_mode()
+
+    def _prepare(self, statement: Statement) -> None:
+        result = self._pgconn.prepare(statement.name, statement.sql)
+        if result.status not in _DONE:
+            raise self._error(result)
+        self._prepared.add(statement.name)
+
+    def _error(self, result: PGresult) -> ServerError:
+        """Return what a result says, and note whether the connection is lost with it."""
+        state = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode()
+        severity = result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
+        primary = result.error_field(DiagnosticField.MESSAGE_PRIMARY) or result.error_message
+        is_lost = severity in _FATAL or self._pgconn.status != ConnStatus.OK
+        if is_lost:
+            self.is_lost = True
+        return ServerError(primary.decode("utf-8", "replace").strip(), state, is_lost=is_lost)
+
+    def _noticed(self, notice: PGresult) -> None:
+        """Look whether a commit went without the standby it should have waited for."""
+        field = notice.error_field
+        if field(DiagnosticField.SEVERITY_NONLOCALIZED) != b"WARNING":
+            return
+        function = field(DiagnosticField.SOURCE_FUNCTION)
+        words = (field(DiagnosticField.MESSAGE_PRIMARY) or b"").lower()
+        if function == b"SyncRepWaitForLSN" or not function or b"replication" in words:
+            self.is_doubtful = True
+
+
+class Watchdog:
+    """Cuts channels whose answer is overdue. One thread, from the first channel on."""
+
+    def __init__(self) -> None:
+        """Nothing is watched yet."""
+        self._channels: set[Channel] = set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, channel: Channel) -> None:
+        """Watch a channel until it is lost."""
+        with self._lock:
+            self._channels.add(channel)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="pennyweight-watchdog", daemon=True
+                )
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_LOOK_SECONDS):
+            now = time.monotonic()
+            with self._lock:
+                self._channels = {channel for channel in self._channels if not channel.is_lost}
+                overdue = [c for c in self._channels if 0 < c.deadline < now]
+            for channel in overdue:
+                channel.cut()

@@ -1,0 +1,240 @@
+"""Rows and facts: how accounts, holds and records stand in tables, and how values travel.
+
+The server holds no NUL in text. So that texts are free here as everywhere, U+0000 is kept
+as U+0001 U+0001 and U+0001 as U+0001 U+0002, which keeps their order too.
+
+Parameters are made by hand, because the engine's thread makes thousands in a batch: whole
+numbers as the text of an array, texts and bytes as a binary array.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from struct import Struct
+from typing import Any, TypeVar
+
+import msgspec
+
+from pennyweight.engine.port import BatchHeader, Head, StoreError
+from pennyweight.ledger.accounts import Account
+from pennyweight.ledger.holds import Hold, HoldState
+from pennyweight.ledger.lines import Roots
+from pennyweight.ledger.records import Record
+
+Row = tuple[Any, ...]
+T = TypeVar("T")
+
+_BIGINT_MAX = 2**63 - 1
+_BIGINT_MIN = -(2**63)
+_TEXT, _BYTEA = 25, 17
+_HEADER = Struct(">iiIii").pack
+_EMPTY = Struct(">iiI").pack
+_size = Struct(">i").pack
+
+_encode_json = msgspec.json.Encoder().encode
+_decode_record = msgspec.json.Decoder(Record).decode
+_decode_header = msgspec.json.Decoder(BatchHeader).decode
+_decode_counters = msgspec.json.Decoder(dict[str, int]).decode
+_decode_roots = msgspec.json.Decoder(Roots).decode
+_decode_texts = msgspec.json.Decoder(list[str]).decode
+_UNREADABLE = (msgspec.DecodeError, TypeError, UnicodeDecodeError)
+_STATES = {state.value: state for state in HoldState}
+
+ACCOUNT = """
+    number, id, holder, asset, floor, posted, held, owed, open_holds, version, lines, roots,
+    is_closed
+"""
+"""Columns of `accounts` as `account_of` takes them."""
+
+HOLD = """
+    id, account, asset, amount, remaining, owner, state, expires_at, reference, placed_at,
+    changed_by
+"""
+"""Columns of `holds` as `hold_of` takes them."""
+
+_AccountRow = tuple[int, str, str, str, int | None, int, int, int, int, int, int, Roots, bool]
+_HoldRow = tuple[int, str, str, int, int, str, HoldState, int | None, str, int, int]
+_decode_account = msgspec.json.Decoder(_AccountRow).decode
+_decode_hold = msgspec.json.Decoder(_HoldRow).decode
+
+
+def _read(what: str, decode: Callable[[Any], T], value: Any) -> T:
+    """Decode a column. Raises StoreError where somebody else has written it."""
+    try:
+        return decode(value)
+    except _UNREADABLE as error:
+        raise StoreError(f"{what} cannot be read: {error}") from None
+
+
+# ── text ──────────────────────────────────────────────────────────────────────────
+
+
+def to_text(text: str) -> str:
+    """Return a text as a column has it."""
+    if "\0" in text or "\1" in text:
+        return text.replace("\1", "\1\2").replace("\0", "\1\1")
+    return text
+
+
+def of_text(text: str) -> str:
+    """Return the text that `to_text` wrote."""
+    if "\1" in text:
+        return text.replace("\1\1", "\0").replace("\1\2", "\1")
+    return text
+
+
+def is_text(text: str) -> bool:
+    """Whether any store can keep this: not with lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_bigint(number: int) -> bool:
+    """Whether this fits the columns of ids and sequences."""
+    return _BIGINT_MIN <= number <= _BIGINT_MAX
+
+
+# ── parameters ────────────────────────────────────────────────────────────────────
+
+
+def numbers(values: Sequence[int]) -> bytes:
+    """Return whole numbers as the text of an array."""
+    return f"{{{repr(values)[1:-1]}}}".encode()
+
+
+def numbers_or_null(values: Iterable[int | None]) -> bytes:
+    """Return whole numbers, some of them absent, as the text of an array."""
+    return f"{{{','.join('NULL' if value is None else str(value) for value in values)}}}".encode()
+
+
+def texts(values: list[str]) -> bytes:
+    """Return texts as a binary array. Raises UnicodeEncodeError."""
+    if "\0" in (joined := "".join(values)) or "\1" in joined:
+        values = [to_text(value) for value in values]
+    return _array(_TEXT, [value.encode() for value in values])
+
+
+def same_text(value: str, count: int) -> bytes:
+    """Return one text many times as a binary array."""
+    encoded = to_text(value).encode()
+    header = _HEADER(1, 0, _TEXT, count, 1) if count else _EMPTY(0, 0, _TEXT)
+    return header + (_size(len(encoded)) + encoded) * count
+
+
+def blobs(values: list[bytes]) -> bytes:
+    """Return bytes as a binary array."""
+    return _array(_BYTEA, values)
+
+
+def _array(kind: int, values: list[bytes]) -> bytes:
+    if not values:
+        return _EMPTY(0, 0, kind)
+    count = len(values)
+    parts = [_HEADER(1, 0, kind, count, 1)] * (2 * count + 1)
+    parts[1::2] = map(_size, map(len, values))
+    parts[2::2] = values
+    return b"".join(parts)
+
+
+def json_texts(values: Iterable[Any]) -> bytes:
+    """Return values as JSON, each a text of a binary array."""
+    return _array(_TEXT, list(map(_encode_json, values)))
+
+
+# ── facts ─────────────────────────────────────────────────────────────────────────
+
+
+def account_of(row: Row) -> Account:
+    """Return the account of a row of `ACCOUNT`."""
+    facts: Any = list(row)
+    facts[11] = _read("where lines are", _decode_roots, facts[11])
+    return Account(*facts)
+
+
+def account_of_json(blob: bytes) -> Account:
+    """Return the account of a row of `ACCOUNT`, as a JSON array."""
+    row: Any = _read("an account", _decode_account, blob)
+    return Account(*row)
+
+
+def hold_of(row: Row) -> Hold:
+    """Return the hold of a row of `HOLD`."""
+    hold_id, account, asset, amount, remaining, owner, state, expires_at, reference, *rest = row
+    return Hold(
+        hold_id,
+        account,
+        asset,
+        amount,
+        remaining,
+        owner,
+        _STATES[state],
+        expires_at,
+        of_text(reference),
+        *rest,
+    )
+
+
+def hold_of_json(blob: bytes) -> Hold:
+    """Return the hold of a row of `HOLD`, as a JSON array."""
+    row: Any = _read("a hold", _decode_hold, blob)
+    hold = Hold(*row)
+    if "\1" in hold.reference:
+        return msgspec.structs.replace(hold, reference=of_text(hold.reference))
+    return hold
+
+
+def listings_of(record: Record | None) -> tuple[set[Row], set[Row], set[Row]]:
+    """Return the rows of `labels`, `names` and `marks` that list a record."""
+    if record is None:
+        return set(), set(), set()
+    kind, key = record.kind, record.id
+    return (
+        {(kind, label, key) for label in record.labels},
+        {(kind, name, key) for name in record.names},
+        {(mark.index, mark.rank, key, kind) for mark in record.marks},
+    )
+
+
+def record_to_blob(record: Record) -> bytes:
+    """Return a record as JSON."""
+    return _encode_json(record)
+
+
+def blob_to_record(blob: bytes) -> Record:
+    """Return the record that `record_to_blob` wrote."""
+    return _read("a record", _decode_record, blob)
+
+
+def header_to_blob(header: BatchHeader) -> bytes:
+    """Return a batch header as the JSON array that the chain covers."""
+    return _encode_json(header)
+
+
+def blob_to_header(blob: bytes) -> BatchHeader:
+    """Return the header that `header_to_blob` wrote."""
+    return _read("the header of a batch", _decode_header, blob)
+
+
+def head_of(row: Row) -> Head:
+    """Return the head of a row of `heads`, from `book` to `counters`."""
+    book, incarnation, epoch, sequence, chain, committed_at, counters = row
+    return Head(
+        book=book,
+        incarnation=incarnation,
+        epoch=epoch,
+        sequence=sequence,
+        chain=chain,
+        committed_at=committed_at,
+        counters=_read("the head of the book", _decode_counters, counters),
+    )
+
+
+def json_to_texts(blob: bytes) -> list[str]:
+    """Return the texts of a JSON array."""
+    return _read("a list", _decode_texts, blob)
+
+
+def counters_to_json(counters: dict[str, int]) -> bytes:
+    """Return counters as JSON."""
+    return _encode_json(counters)

@@ -1,0 +1,94 @@
+"""Where a database is: its URL, and connections to it that notice when they are dead."""
+
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from pennyweight.engine.port import StoreError
+from pennyweight.stores.postgres.errors import of_connecting
+
+_DEFAULTS = {
+    "application_name": "pennyweight",
+    "connect_timeout": "5",
+    "keepalives": "1",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+"""A peer that is gone is noticed within about ten seconds, on either side of a request."""
+
+PREPARE = "prepare"
+"""Parameter of our own: `?prepare=off` for a pooler that mixes up prepared statements."""
+
+
+class Place:
+    """A database, by URL. All that a URL says goes before our defaults."""
+
+    def __init__(self, url: str) -> None:
+        """Raises StoreError for what is no URL of a database."""
+        url, is_prepared = _without_ours(url)
+        try:
+            self._parameters: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(url)}
+        except psycopg.ProgrammingError as error:
+            raise StoreError(f"this is no URL of a database: {error}") from None
+        self._parameters["client_encoding"] = "UTF8"
+        self.is_prepared = is_prepared
+        """Whether statements are prepared, and sessions have settings."""
+
+    def __str__(self) -> str:
+        """Return where it is, for people, without a password."""
+        known = self._parameters
+        return f"{known.get('host', '')}:{known.get('port', 5432)}/{known.get('dbname', '')}"
+
+    def connect(self, *settings: str) -> "psycopg.Connection[tuple[Any, ...]]":
+        """Open a connection, with these settings where the server knows them.
+
+        Each statement is a transaction. Raises StoreUnavailable.
+        """
+        try:
+            connection = psycopg.Connection.connect(
+                **self._parameters,
+                autocommit=True,
+                prepare_threshold=2 if self.is_prepared else None,
+            )
+        except psycopg.Error as error:
+            raise of_connecting(error) from None
+        try:
+            if self.is_prepared:
+                _set(connection, settings)
+        except psycopg.Error as error:
+            connection.close()
+            raise of_connecting(error) from None
+        return connection
+
+
+def _set(connection: "psycopg.Connection[Any]", settings: tuple[str, ...]) -> None:
+    """Set what the server knows; they make things faster or errors sooner, never right."""
+    if not settings:
+        return
+    try:
+        connection.execute("; ".join(f"SET {setting}" for setting in settings))
+    except psycopg.errors.OperationalError:
+        raise
+    except psycopg.Error:  # another engine: what it knows, one by one
+        for setting in settings:
+            try:
+                connection.execute(f"SET {setting}")
+            except psycopg.errors.OperationalError:
+                raise
+            except psycopg.Error:
+                continue
+
+
+def _without_ours(url: str) -> tuple[str, bool]:
+    """Return a URL without our own parameter, and whether statements are prepared."""
+    base, mark, query = url.partition("?")
+    if not mark:
+        return url, True
+    pairs = parse_qsl(query, keep_blank_values=True)
+    rest = [pair for pair in pairs if pair[0] != PREPARE]
+    is_prepared = not any(value == "off" for name, value in pairs if name == PREPARE)
+    return (f"{base}?{urlencode(rest)}" if rest else base), is_prepared

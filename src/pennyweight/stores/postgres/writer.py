@@ -1,0 +1,216 @@
+"""The owner's line to the book: what a batch reads, its append, and what became of it.
+
+An append is one statement and one transaction, so an error that the server tells of before
+its end means that nothing was written. When the line breaks, or a commit comes with the
+warning that no standby has confirmed it, nobody knows: `resolve` raises the head's fence on
+a new line, which waits for the old append or defeats it, and then looks.
+"""
+
+import random
+import time
+from collections.abc import Callable, Container
+from typing import TypeVar
+
+from psycopg.pq.abc import PGresult
+
+from pennyweight.engine.port import (
+    Append,
+    ConstraintFailed,
+    Found,
+    NotOwner,
+    OutcomeUnknown,
+    Reads,
+    Resolution,
+    StoreError,
+    StoreUnavailable,
+)
+from pennyweight.stores.postgres import append
+from pennyweight.stores.postgres.channel import Channel, Traffic, Watchdog, statement
+from pennyweight.stores.postgres.errors import ServerError
+from pennyweight.stores.postgres.facts import FactFinder
+from pennyweight.stores.postgres.place import Place
+
+SETTINGS = (
+    "plan_cache_mode = force_generic_plan",
+    "enable_seqscan = off",
+    "enable_hashjoin = off",
+    "enable_mergejoin = off",
+    "enable_bitmapscan = off",
+    "jit = off",
+    "lock_timeout = '5s'",
+)
+"""The owner looks up rows by their keys, always: one plan, made once, whatever the tables hold."""
+
+TRIES_MAX = 8
+"""How often a statement that lost against another is tried."""
+
+_PAUSE_SECONDS_MAX = 0.05
+
+_GUARD = statement(
+    """
+    SELECT epoch, sequence, chain, fence FROM pennyweight.heads WHERE book = $1
+    """,
+    1,
+)
+_FENCE = statement(
+    """
+    UPDATE pennyweight.heads
+    SET fence = CASE WHEN epoch = $2 THEN fence + 1 ELSE fence END
+    WHERE book = $1
+    RETURNING epoch, fence
+    """,
+    *(1, 0),
+)
+_CHAIN = statement(
+    "SELECT chain FROM pennyweight.batches WHERE book = $1 AND first_sequence = $2", 1, 0
+)
+
+T = TypeVar("T")
+
+
+class Writer:
+    """The connection that appends, opened when it is needed. One thread uses it."""
+
+    def __init__(self, place: Place, book: str, watchdog: Watchdog) -> None:
+        """Nothing is open yet."""
+        self.traffic = Traffic()
+        self._place = place
+        self._book = book.encode()
+        self._watchdog = watchdog
+        self._channel: Channel | None = None
+        self._fence = 0
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Close the line."""
+        self._is_closed = True
+        self._drop()
+
+    # ── the line ──────────────────────────────────────────────────────────────────
+
+    def _line(self) -> Channel:
+        """Return the line, a new one where it is lost. Raises StoreUnavailable, ServerError."""
+        channel = self._channel
+        if channel is not None and not channel.is_lost:
+            return channel
+        if self._is_closed:
+            raise StoreError("the book is closed")
+        self._drop()
+        connection = self._place.connect(*SETTINGS)
+        channel = Channel(connection, self.traffic, is_prepared=self._place.is_prepared)
+        self._watchdog.watch(channel)
+        self._channel = channel
+        _, _, _, self._fence = self._guard(channel)
+        return channel
+
+    def _drop(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def _guard(self, channel: Channel) -> tuple[int, int, bytes, int]:
+        """Return epoch, sequence, chain and fence of the head, as committed."""
+        result = channel.run(_GUARD, (self._book,))
+        if result.ntuples != 1:
+            raise StoreError("the book has lost its head row")
+        return (
+            _number(result, 0),
+            _number(result, 1),
+            result.get_value(0, 2) or b"",
+            _number(result, 3),
+        )
+
+    def _try(self, work: Callable[[Channel], T], *, is_read: bool = False) -> T:
+        """Do something, again where it lost against another. Raises ServerError, StoreUnavailable.
+
+        What only reads is also done again, once, on a new line.
+        """
+        has_reconnected = not is_read
+        for attempt in range(1, TRIES_MAX + 1):
+            try:
+                return work(self._line())
+            except ServerError as error:
+                if error.state == "25006":
+                    self._drop()  # the next line may find the new primary
+                if error.is_stale and attempt < TRIES_MAX:
+                    self._drop()
+                elif error.is_again and attempt < TRIES_MAX:
+                    time.sleep(random.uniform(0, min(_PAUSE_SECONDS_MAX, 0.001 * 2**attempt)))  # noqa: S311
+                elif error.is_lost and not has_reconnected:
+                    has_reconnected = True
+                else:
+                    raise
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    # ── reading for a batch ───────────────────────────────────────────────────────
+
+    def begin(self, reads: Reads, resident: Container[str]) -> Found:
+        """See `Store`."""
+        try:
+            return self._try(
+                lambda channel: FactFinder(channel, self._book, reads, resident).find(),
+                is_read=True,
+            )
+        except ServerError as error:
+            raise error.store_error() from None
+
+    # ── appending ─────────────────────────────────────────────────────────────────
+
+    def append(self, batch: Append) -> None:
+        """See `Store`."""
+        try:
+            self._try(lambda channel: self._append(channel, batch))
+        except UnicodeEncodeError as error:
+            raise ConstraintFailed(str(error)) from None
+        except ServerError as error:
+            if error.is_lost:
+                raise OutcomeUnknown(str(error)) from None
+            raise error.store_error() from None
+
+    def _append(self, channel: Channel, batch: Append) -> None:
+        for _ in range(TRIES_MAX):
+            composed, values = append.compose(batch, self._fence)
+            channel.is_doubtful = False
+            result = channel.run(composed, values)
+            if channel.is_doubtful:
+                raise OutcomeUnknown("committed, but no standby has confirmed it")
+            if result.get_value(0, 0) != append.NO_HEAD:
+                return
+            *at, fence = self._guard(channel)
+            expected = batch.expected
+            if at != [expected.epoch, expected.sequence, expected.chain] or fence == self._fence:
+                raise NotOwner("the head of the book moved")
+            self._fence = fence  # raised by somebody who asked what became of an older append
+        raise StoreUnavailable("others keep raising the fence of the book", "store_busy")
+
+    # ── what became of it ─────────────────────────────────────────────────────────
+
+    def resolve(self, batch: Append) -> Resolution:
+        """See `Store`."""
+        self._drop()
+        try:
+            return self._try(lambda channel: self._resolve(channel, batch), is_read=True)
+        except ServerError as error:
+            failure = error.store_error()
+            if isinstance(failure, StoreUnavailable):
+                raise failure from None
+            raise StoreUnavailable(str(error)) from None
+
+    def _resolve(self, channel: Channel, batch: Append) -> Resolution:
+        """Fence, then read. The fence's commit also tells whether a standby has all until then."""
+        channel.is_doubtful = False
+        result = channel.run(_FENCE, (self._book, b"%d" % batch.expected.epoch))
+        if channel.is_doubtful:
+            raise StoreUnavailable("no standby confirms what is committed", "store_unconfirmed")
+        if result.ntuples != 1:
+            raise StoreError("the book has lost its head row")
+        is_owner = _number(result, 0) == batch.expected.epoch
+        self._fence = _number(result, 1)
+        found = channel.run(_CHAIN, (self._book, b"%d" % batch.batch.header.first_sequence))
+        chain = found.get_value(0, 0) if found.ntuples else None
+        return Resolution(chain == batch.batch.chain, is_owner)
+
+
+def _number(result: PGresult, column: int) -> int:
+    """Return a binary bigint of the first row."""
+    return int.from_bytes(result.get_value(0, column) or b"", "big", signed=True)
