@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from brokers import MockBroker
 from pennyweight.agents import agent as agent_module
@@ -63,9 +63,9 @@ class Whisper(Shout, frozen=True):
 
 
 class Rig:
-    def __init__(self, broker: MockBroker) -> None:
+    def __init__(self, broker: MockBroker, store: MemoryStore | None = None) -> None:
         self.broker = broker
-        self.store = MemoryStore(Head(book="main", incarnation="first"))
+        self.store = store or MemoryStore(Head(book="main", incarnation="first"))
         self.book = ThreadedBook(
             open_engine(self.store, now=START), self.store, ClockGuard(lambda: START, lambda: 0)
         )
@@ -148,6 +148,39 @@ def wait_for(is_so: Callable[[], Any], seconds: float = 30) -> None:
     while not is_so():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.005)
+
+
+def test_topic_that_is_ahead_of_a_restored_book_stops_the_relay(rig: Rig):
+    rig.shout("one")
+    relay = rig.relay()
+    wait_for(lambda: rig.cursor > 0)
+    relay.stop()
+    lost = rig.store.head()
+    ahead = f"{lost.incarnation}.{lost.sequence + 5}.0"
+    send(rig, ahead)
+    rig.shout("two")
+    relay = rig.relay()
+    wait_for(lambda: "pennyweight recover" in relay.status)
+    assert ahead in relay.status
+    assert len(rig.messages()) == 2
+    relay.stop()
+    rig.book.stop(10)
+    rig.store.renew("second")
+    again = Rig(rig.broker, rig.store)
+    relay = again.relay()
+    try:
+        again.shout("three")
+        wait_for(lambda: len(again.messages()) == 4)
+        assert relay.status == ""
+    finally:
+        again.close()
+
+
+def send(rig: Rig, event_id: str) -> None:
+    """Send an event as a relay of before would have."""
+    producer = Producer({"bootstrap.servers": rig.broker.address})
+    producer.produce(EVENTS, b"{}", b"7", headers=[("id", event_id.encode())])
+    assert producer.flush(10) == 0
 
 
 def test_events_carry_their_ids_and_keys(rig: Rig) -> None:
@@ -301,6 +334,7 @@ def test_broker_down_at_the_start(rig: Rig) -> None:
 
 def test_messages_that_were_given_up_are_sent_again(rig: Rig) -> None:
     relay = rig.relay(options={"delivery.timeout.ms": "1500"})
+    wait_for(lambda: relay._is_checked)
     rig.broker.down()
     rig.shout("one", "two")
     wait_for(lambda: "timed out" in relay.status.lower())

@@ -4,6 +4,10 @@ The journal is the outbox. A cursor in the book says up to which entry all event
 acknowledged by every replica; after a crash the relay begins again there, so a reader may
 see an event twice, under the same id. The cursor moves by a command of its own, twice a
 second at most and only after events, so that the journal does not fill with it.
+
+A book that was restored from a backup would give the ids of what was lost to what comes
+after. So the relay first looks at the last messages of its topic: while one is of this life
+of the book and ahead of it, nothing is sent, until the book begins a new life (`recover`).
 """
 
 import heapq
@@ -109,13 +113,17 @@ def as_dead_letter(topic_of: Callable[[str], str]) -> Route:
     return route
 
 
+class BookBehind(Exception):
+    """Events were sent that the book does not have: it was restored, and must be recovered."""
+
+
 class Relay(Persistent):
     """A thread that follows the journal of some products. Counters are since its beginning.
 
     What was not acknowledged when it ends is sent again next time.
     """
 
-    expected = (LinkError, ExtraMissing, StoreError)
+    expected = (LinkError, ExtraMissing, StoreError, BookBehind)
 
     def __init__(
         self,
@@ -154,6 +162,7 @@ class Relay(Persistent):
         self._moved_at = 0.0
         self._is_moving = False
         self._is_elsewhere = False
+        self._is_checked = False
         self._header: BatchHeader | None = None
 
     # ── for anybody ───────────────────────────────────────────────────────────────
@@ -167,7 +176,11 @@ class Relay(Persistent):
     # ── the thread ────────────────────────────────────────────────────────────────
 
     def _session(self) -> None:
-        """Follow the journal from the cursor until told to stop. Raises LinkError, StoreError."""
+        """Follow the journal from the cursor until told to stop.
+
+        Raises LinkError, StoreError, BookBehind.
+        """
+        self._check_topic()
         self._producer = producer = Producer(self._brokers, self._topic, options=self._options)
         self._position = self._sent_until = self._cursor
         try:
@@ -176,6 +189,25 @@ class Relay(Persistent):
             self._move_at_last()
         finally:
             producer.close()
+
+    def _check_topic(self) -> None:
+        """Look once whether the topic is ahead of the book. Raises LinkError, BookBehind."""
+        if self._is_checked:
+            return
+        head = self._book.engine.head
+        for event_id in kafka.last_ids(self._brokers, self._topic, options=self._options):
+            incarnation, _, rest = event_id.partition(".")
+            sequence = rest.partition(".")[0]
+            if (
+                incarnation == head.incarnation
+                and sequence.isdecimal()
+                and int(sequence) > self._book.engine.head.sequence
+            ):
+                raise BookBehind(
+                    f"topic {self._topic} has event {event_id}, but the book ends at entry "
+                    f"{head.sequence}: if it was restored, stop it and run `pennyweight recover`"
+                )
+        self._is_checked = True
 
     def _turn(self, producer: Producer) -> None:
         """Relay a page, or wait a moment for one."""

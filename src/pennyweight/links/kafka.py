@@ -27,6 +27,9 @@ SESSION_MILLISECONDS = 10_000
 """After a kill nobody, not even the same engine begun again, gets the partitions sooner. A member
 that is taken for dead by mistake costs a rewind to the cursors and no more."""
 
+LAST_SECONDS = 2.0
+"""How long the last messages of a topic are waited for."""
+
 CLOSE_SECONDS = 2.0
 _PROBE_TIMEOUT_SECONDS = 1.0
 _SILENCE_SECONDS = 0.05
@@ -473,6 +476,52 @@ class Producer(_Link):
             return
         self.failed += 1
         self._is_stuck(f"topic {message.topic()}: {_sentence(error)}")
+
+
+def last_ids(brokers: str, topic: str, *, options: Options | None = None) -> list[str]:
+    """Return the `id` of the last message of each partition that has one.
+
+    A partition whose last message cannot be had within a moment is passed over: its end may
+    be no message of anybody. Raises ExtraMissing, and LinkError where the topic cannot be read.
+    """
+    kafka = client()
+    settings = {
+        "bootstrap.servers": brokers,
+        "client.id": "pennyweight",
+        "group.id": "pennyweight-last-ids",  # the client wants one; it is never joined
+        "enable.auto.commit": False,
+        "error_cb": lambda _: None,  # what went wrong is told by the calls below
+        "log_level": 0,
+        **(options or {}),
+    }
+    consumer = kafka.Consumer(settings)
+    try:
+        metadata = consumer.list_topics(topic, timeout=LAST_SECONDS).topics[topic]
+        if metadata.error is not None:
+            raise LinkError(f"topic {topic}: {_sentence(metadata.error)}")
+        places = []
+        for number in metadata.partitions:
+            place = kafka.TopicPartition(topic, number)
+            low, high = consumer.get_watermark_offsets(place, timeout=LAST_SECONDS)
+            if high > low:
+                places.append(kafka.TopicPartition(topic, number, high - 1))
+        if not places:
+            return []
+        consumer.assign(places)
+        found: dict[int, str] = {}
+        until = time.monotonic() + LAST_SECONDS
+        while len(found) < len(places) and time.monotonic() < until:
+            for message in consumer.consume(len(places), 0.1):
+                if message.error() is None:
+                    headers = dict(message.headers() or [])
+                    found[message.partition()] = (headers.get("id") or b"").decode(
+                        "utf-8", "replace"
+                    )
+        return [name for name in found.values() if name]
+    except kafka.KafkaException as error:
+        raise LinkError(f"topic {topic}: {_sentence(error.args[0])}") from error
+    finally:
+        consumer.close()
 
 
 def _sentence(error: Any) -> str:
