@@ -11,7 +11,7 @@ All of it but `find` and the loading of assets happens on one event loop.
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -103,7 +103,8 @@ class Front:
             raise ValueError("the secret between fronts and owner is empty")
         self.secret = secret
         self.book = book
-        self.standing = Standing(_KnownAssets(load_asset), {}, {})
+        self._load_asset = load_asset
+        self.standing = Standing(_KnownAssets(load_asset, self._know, {}), {}, {})
         """What faces need to know: assets, and no counters or cursors."""
         self.figures: CacheFigures | None = None
         self.sequence = 0
@@ -261,7 +262,12 @@ class Front:
         except Exception as error:  # noqa: BLE001 - the owner tells them too, and a miss asks again
             log.warning("assets could not be read", error=str(error))
         else:
-            self.standing.assets.update(assets)
+            self._know(assets.values())
+
+    def _know(self, assets: Iterable[Asset]) -> None:
+        """Take assets in. As in the engine nothing is changed that a reader may be going through."""
+        known = {**self.standing.assets, **{asset.name: asset for asset in assets}}
+        self.standing.assets = _KnownAssets(self._load_asset, self._know, known)
 
     def _say_down(self, why: str) -> None:
         if why != self.down:
@@ -295,7 +301,7 @@ class Front:
     def learned(self, message: Assets | Status) -> None:
         """Take over what the owner tells."""
         if isinstance(message, Assets):
-            self.standing.assets.update((asset.name, asset) for asset in message.assets)
+            self._know(message.assets)
         else:
             self.figures = message.figures
             self.sequence = max(self.sequence, message.sequence)
@@ -512,15 +518,21 @@ class _KnownAssets(dict[str, Asset]):
     One that was registered a moment ago is found at once, whoever registered it.
     """
 
-    def __init__(self, load: Callable[[str], Asset | None]) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        load: Callable[[str], Asset | None],
+        know: Callable[[Iterable[Asset]], object],
+        known: Mapping[str, Asset],
+    ) -> None:
+        super().__init__(known)
         self._load = load
+        self._know = know
 
     def __missing__(self, name: str) -> Asset:
         asset = self._load(name) if is_asset_name(name) else None
         if asset is None:
             raise KeyError(name)
-        self[name] = asset
+        self._know((asset,))
         return asset
 
     def __contains__(self, name: object) -> bool:

@@ -61,6 +61,7 @@ UNREAD_BYTES_MAX = 4 * FRAME_BYTES_MAX
 FRONTS_MAX = 1_000
 
 _COMPLAINT_SECONDS = 10.0
+_COMPLAINTS_MAX = 100
 _PARTING_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
@@ -89,7 +90,7 @@ class Listener:
         self._connected: set[_Peer] = set()
         self._all_gone: asyncio.Future[None] | None = None
         """Done when the last connection is gone; there only while this listener stops."""
-        self._assets_told = 0
+        self._assets_told = 0 if book is None else len(book.standing.assets)
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -181,6 +182,8 @@ class Listener:
         """Log that somebody was turned away; not more often than they can be read."""
         now = asyncio.get_running_loop().time()
         if now - self._complaints.get(message, -_COMPLAINT_SECONDS) >= _COMPLAINT_SECONDS:
+            if len(self._complaints) >= _COMPLAINTS_MAX:
+                self._complaints.clear()
             self._complaints[message] = now
             log.warning("a front was turned away", why=message, front=who)
 
