@@ -34,6 +34,7 @@ SURE_SHARE = 0.9
 RETRY_SECONDS = 0.2
 REFUSED_SECONDS = 1.0
 _ENDS_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
 _ASKED_EARLY_SECONDS = 0.01
 
 log = structlog.get_logger(__name__)
@@ -249,8 +250,17 @@ class Member:
                 log.exception("the book cannot be taken over")
                 self._yield()
                 seconds = REFUSED_SECONDS
-            self._wake.wait(seconds)
-            self._wake.clear()
+            self._wait(seconds)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for the next turn, less where the owner seems to be gone."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._wake.wait(min(left, _LOOK_SECONDS)):
+                self._wake.clear()
+                return
+            if self._latest is None and self.front.down:
+                return
 
     def _note(self, trouble: str) -> None:
         if not self._trouble:
