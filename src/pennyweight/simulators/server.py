@@ -38,7 +38,7 @@ class Server:
 
     def __init__(
         self,
-        directory: Path,
+        place: Path | str,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -46,13 +46,16 @@ class Server:
         options: Sequence[str] = (),
         wait_seconds: float = 120,
     ) -> None:
-        """Start it and wait until it is ready. Raises ServerFailed."""
-        self.directory = directory
-        self._log_path = log or directory.with_name(f"{directory.name}.log")
-        place = ["--data", str(directory), "--host", host, "--port", str(port)]
+        """Start it and wait until it is ready. Raises ServerFailed.
+
+        `place` is the folder of the book, or the URL of a database; the latter needs a `log`.
+        """
+        self.place = place
+        self._log_path = log or Path(f"{place}.log")
+        listening = ["--host", host, "--port", str(port)]
         with self._log_path.open("ab") as log_file:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
-                [*COMMAND, "serve", *place, *options],
+                [*COMMAND, "serve", *_words(place), *listening, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
@@ -137,10 +140,15 @@ class Server:
             self._process.stdout.close()
 
 
-def verify(directory: Path) -> Verdict:
+def _words(place: Path | str) -> list[str]:
+    """Say a place as the command line wants it."""
+    return ["--store", place] if isinstance(place, str) else ["--data", str(place)]
+
+
+def verify(place: Path | str) -> Verdict:
     """Run `pennyweight verify` on a book and return what it says."""
     done = subprocess.run(  # noqa: S603 - our own command
-        [*COMMAND, "verify", "--data", str(directory), "--json"],
+        [*COMMAND, "verify", *_words(place), "--json"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,

@@ -7,6 +7,7 @@ choices; what comes of them is the server's to say.
 
 import http.client
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,10 @@ _BROKE = "99999999.99"
 
 _OVER_FILLED = 0.05
 """Share of the settlements that sell more than was held."""
+
+_UNAVAILABLE = 503
+_PAUSE_SECONDS = 0.1
+"""How long a patient one waits before the same request once more."""
 
 _REFUSALS = ("RS_ERROR", "INSUFFICIENT")
 """How the status of an answer begins that came with 200 and did nothing."""
@@ -63,17 +68,32 @@ class Open(msgspec.Struct, frozen=True):
 
 
 class Traffic:
-    """Sends one request after another over one connection."""
+    """Sends one request after another, over one connection or over several in turn."""
 
-    def __init__(self, address: tuple[str, int], users: Sequence[str], seed: int) -> None:
-        """`users` are user ids that the book knows."""
+    def __init__(
+        self,
+        address: tuple[str, int],
+        users: Sequence[str],
+        seed: int,
+        *,
+        connections: int = 1,
+        patience_seconds: float = 0.0,
+    ) -> None:
+        """`users` are user ids that the book knows.
+
+        With patience a request that gets no answer, or the answer that nobody can decide now,
+        is sent again until the time is over: it has a key, and is done once.
+        """
         self.counts = Counts()
+        self._patience_seconds = patience_seconds
         self.accounts: dict[str, int] = {}
         """The payments accounts by name."""
         self._users = list(users)
         self._draw = random.Random(f"traffic {seed}")
         self._address = address
-        self._connection = http.client.HTTPConnection(*address, timeout=10)
+        self._connections = deque(
+            http.client.HTTPConnection(*address, timeout=10) for _ in range(connections)
+        )
         self._bets: deque[Open] = deque(maxlen=_REMEMBERED)
         self._withdrawals: deque[Accepted] = deque()
         self._venue = (Odds(over_fill=_OVER_FILLED), seed)
@@ -127,8 +147,9 @@ class Traffic:
         self._draw.choices(self._kinds, self._weights)[0]()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+        """Close the connections."""
+        for connection in self._connections:
+            connection.close()
 
     # ── kinds ─────────────────────────────────────────────────────────────────────
 
@@ -253,15 +274,45 @@ class Traffic:
         headers = {"content-type": "application/json"} if data else {}
         if key:
             headers["idempotency-key"] = key
-        try:
-            self._connection.request(method, path, data, headers)
-            answer = self._connection.getresponse()
-            text = answer.read()
-        except http.client.HTTPException as error:
-            raise ConnectionError(str(error)) from error
+        status, text = self._exchanged(method, path, data, headers)
         document = msgspec.json.decode(text) if text else {}
-        return answer.status, document if isinstance(document, dict) else {}
+        return status, document if isinstance(document, dict) else {}
+
+    def _exchanged(
+        self, method: str, path: str, data: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
+        """Send a request, again while there is patience, and return status and body."""
+        until = time.monotonic() + self._patience_seconds
+        while True:
+            self._connections.rotate()
+            try:
+                answer = _exchange(self._connections[0], method, path, data, headers)
+                if answer[0] != _UNAVAILABLE or time.monotonic() >= until:
+                    return answer
+            except OSError:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
 
     def _uuid(self) -> str:
         text = f"{self._draw.getrandbits(128):032x}"
         return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-8{text[17:20]}-{text[20:]}"
+
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    data: bytes | None,
+    headers: dict[str, str],
+) -> tuple[int, bytes]:
+    """Send a request and return status and body. Raises OSError, after which it connects anew."""
+    try:
+        connection.request(method, path, data, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        if isinstance(error, OSError):
+            raise
+        raise ConnectionError(str(error)) from error
