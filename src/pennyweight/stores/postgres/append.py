@@ -5,6 +5,9 @@ Where it does and a change counts other rows than it should, the statement divid
 from the book: it fails as a whole. What a batch does not have is not in its statement, so that the
 common ones stay short; each text is made once and prepared once per connection.
 
+What an update or a delete joins is behind `OFFSET 0`, with the book in it: so the server can only
+begin there and look each row up by its whole key, whatever it knows of the tables.
+
 No statement touches a row twice, as all its parts see the book as it was. A name that one
 record gives up and another takes moves in place.
 """
@@ -87,10 +90,12 @@ PARTS: dict[str, Part] = {
         UPDATE pennyweight.accounts AS old
         SET posted = new.posted, version = new.version, lines = new.lines, roots = new.roots,
             held = 0, owed = 0, open_holds = 0, is_closed = false
-        FROM head, unnest(?::bigint[], ?::bigint[], ?::numeric[], ?::bigint[], ?::bigint[],
+        FROM (
+            SELECT head.book, new.* FROM head, unnest(?::bigint[], ?::bigint[], ?::numeric[], ?::bigint[], ?::bigint[],
                           ?::text[])
-            AS new (number, before, posted, version, lines, roots)
-        WHERE old.book = head.book AND old.number = new.number AND old.version = new.before
+                AS new (number, before, posted, version, lines, roots) OFFSET 0
+        ) AS new
+        WHERE old.book = new.book AND old.number = new.number AND old.version = new.before
         RETURNING 1
         """,
         (0, 0, 0, 0, 0, 1),
@@ -102,11 +107,13 @@ PARTS: dict[str, Part] = {
         SET posted = new.posted, version = new.version, lines = new.lines, roots = new.roots,
             held = new.held, owed = new.owed, open_holds = new.open_holds,
             is_closed = new.is_closed
-        FROM head, unnest(?::bigint[], ?::bigint[], ?::numeric[], ?::bigint[], ?::bigint[],
+        FROM (
+            SELECT head.book, new.* FROM head, unnest(?::bigint[], ?::bigint[], ?::numeric[], ?::bigint[], ?::bigint[],
                           ?::text[], ?::numeric[], ?::numeric[], ?::bigint[], ?::boolean[])
-            AS new (number, before, posted, version, lines, roots, held, owed, open_holds,
-                    is_closed)
-        WHERE old.book = head.book AND old.number = new.number AND old.version = new.before
+                AS new (number, before, posted, version, lines, roots, held, owed, open_holds,
+                    is_closed) OFFSET 0
+        ) AS new
+        WHERE old.book = new.book AND old.number = new.number AND old.version = new.before
         RETURNING 1
         """,
         (0, 0, 0, 0, 0, 1, 0, 0, 0, 0),
@@ -128,10 +135,12 @@ PARTS: dict[str, Part] = {
         UPDATE pennyweight.holds AS old
         SET remaining = new.remaining, state = new.state, expires_at = new.expires_at,
             changed_by = new.changed_by
-        FROM head, unnest(?::bigint[], ?::numeric[], ?::text[], ?::bigint[], ?::bigint[],
+        FROM (
+            SELECT head.book, new.* FROM head, unnest(?::bigint[], ?::numeric[], ?::text[], ?::bigint[], ?::bigint[],
                           ?::text[], ?::numeric[])
-            AS new (id, remaining, state, expires_at, changed_by, state_before, remaining_before)
-        WHERE old.book = head.book AND old.id = new.id AND old.state = new.state_before
+                AS new (id, remaining, state, expires_at, changed_by, state_before, remaining_before) OFFSET 0
+        ) AS new
+        WHERE old.book = new.book AND old.id = new.id AND old.state = new.state_before
             AND old.remaining = new.remaining_before
         RETURNING 1
         """,
@@ -153,9 +162,11 @@ PARTS: dict[str, Part] = {
         """
         UPDATE pennyweight.records AS old
         SET version = new.version, holder = new.holder, record = new.record
-        FROM head, unnest(?::text[], ?::text[], ?::bigint[], ?::text[], ?::bytea[], ?::bigint[])
-            AS new (kind, id, version, holder, record, before)
-        WHERE old.book = head.book AND old.kind = new.kind AND old.id = new.id
+        FROM (
+            SELECT head.book, new.* FROM head, unnest(?::text[], ?::text[], ?::bigint[], ?::text[], ?::bytea[], ?::bigint[])
+                AS new (kind, id, version, holder, record, before) OFFSET 0
+        ) AS new
+        WHERE old.book = new.book AND old.kind = new.kind AND old.id = new.id
             AND old.version = new.before
         RETURNING 1
         """,
@@ -173,8 +184,11 @@ PARTS: dict[str, Part] = {
     "labels_gone": Part(
         """
         DELETE FROM pennyweight.labels AS old
-        USING head, unnest(?::text[], ?::text[], ?::text[]) AS gone (kind, label, id)
-        WHERE old.book = head.book AND old.kind = gone.kind AND old.label = gone.label
+        USING (
+            SELECT head.book, gone.* FROM head, unnest(?::text[], ?::text[], ?::text[])
+                AS gone (kind, label, id) OFFSET 0
+        ) AS gone
+        WHERE old.book = gone.book AND old.kind = gone.kind AND old.label = gone.label
             AND old.id = gone.id
         RETURNING 1
         """,
@@ -192,9 +206,11 @@ PARTS: dict[str, Part] = {
         """
         UPDATE pennyweight.names AS old
         SET id = new.id
-        FROM head, unnest(?::text[], ?::text[], ?::text[], ?::text[])
-            AS new (kind, name, id, before)
-        WHERE old.book = head.book AND old.kind = new.kind AND old.name = new.name
+        FROM (
+            SELECT head.book, new.* FROM head, unnest(?::text[], ?::text[], ?::text[], ?::text[])
+                AS new (kind, name, id, before) OFFSET 0
+        ) AS new
+        WHERE old.book = new.book AND old.kind = new.kind AND old.name = new.name
             AND old.id = new.before
         RETURNING 1
         """,
@@ -204,8 +220,11 @@ PARTS: dict[str, Part] = {
     "names_gone": Part(
         """
         DELETE FROM pennyweight.names AS old
-        USING head, unnest(?::text[], ?::text[], ?::text[]) AS gone (kind, name, id)
-        WHERE old.book = head.book AND old.kind = gone.kind AND old.name = gone.name
+        USING (
+            SELECT head.book, gone.* FROM head, unnest(?::text[], ?::text[], ?::text[])
+                AS gone (kind, name, id) OFFSET 0
+        ) AS gone
+        WHERE old.book = gone.book AND old.kind = gone.kind AND old.name = gone.name
             AND old.id = gone.id
         RETURNING 1
         """,
@@ -222,9 +241,11 @@ PARTS: dict[str, Part] = {
     "marks_gone": Part(
         """
         DELETE FROM pennyweight.marks AS old
-        USING head, unnest(?::text[], ?::bigint[], ?::text[], ?::text[])
-            AS gone (place, rank, id, kind)
-        WHERE old.book = head.book AND old.place = gone.place AND old.rank = gone.rank
+        USING (
+            SELECT head.book, gone.* FROM head, unnest(?::text[], ?::bigint[], ?::text[], ?::text[])
+                AS gone (place, rank, id, kind) OFFSET 0
+        ) AS gone
+        WHERE old.book = gone.book AND old.place = gone.place AND old.rank = gone.rank
             AND old.id = gone.id AND old.kind = gone.kind
         RETURNING 1
         """,
@@ -253,8 +274,11 @@ PARTS: dict[str, Part] = {
         """
         UPDATE pennyweight.cursors AS old
         SET position = new.position
-        FROM head, unnest(?::text[], ?::bigint[], ?::bigint[]) AS new (name, position, before)
-        WHERE old.book = head.book AND old.name = new.name AND old.position = new.before
+        FROM (
+            SELECT head.book, new.* FROM head, unnest(?::text[], ?::bigint[], ?::bigint[])
+                AS new (name, position, before) OFFSET 0
+        ) AS new
+        WHERE old.book = new.book AND old.name = new.name AND old.position = new.before
         RETURNING 1
         """,
         (1, 0, 0),

@@ -38,16 +38,16 @@ _decode_texts = msgspec.json.Decoder(list[str]).decode
 _UNREADABLE = (msgspec.DecodeError, TypeError, UnicodeDecodeError)
 _STATES = {state.value: state for state in HoldState}
 
-ACCOUNT = """
-    number, id, holder, asset, floor, posted, held, owed, open_holds, version, lines, roots,
-    is_closed
-"""
+ACCOUNT = (
+    "number, id, holder, asset, floor, posted, held, owed, open_holds, version, lines, roots,"
+    " is_closed"
+)
 """Columns of `accounts` as `account_of` takes them."""
 
-HOLD = """
-    id, account, asset, amount, remaining, owner, state, expires_at, reference, placed_at,
-    changed_by
-"""
+HOLD = (
+    "id, account, asset, amount, remaining, owner, state, expires_at, reference, placed_at,"
+    " changed_by"
+)
 """Columns of `holds` as `hold_of` takes them."""
 
 _AccountRow = tuple[int, str, str, str, int | None, int, int, int, int, int, int, Roots, bool]

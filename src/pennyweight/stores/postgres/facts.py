@@ -31,13 +31,23 @@ _RECEIPT = (
 )
 """An entry without what it did: a list may have moved the money of 128 users."""
 
+
+def _wanted(first: str, second: str) -> str:
+    """Return the pairs that a statement is to find, by place, which the server has to begin with."""
+    return f"""(
+        SELECT $1::text AS book, pair.*
+        FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS pair ({first}, {second}, place)
+        OFFSET 0
+    ) AS wanted"""
+
+
 _KEYS = statement(
     f"""
     SELECT wanted.place, CASE WHEN row_number() OVER () <= $4::bigint THEN ({_RECEIPT}) END
-    FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS wanted (product, key, place)
+    FROM {_wanted("product", "key")}
     JOIN pennyweight.keys AS bound
-        ON bound.book = $1 AND bound.product = wanted.product AND bound.key = wanted.key
-    JOIN pennyweight.entries AS entry ON entry.book = $1 AND entry.sequence = bound.sequence
+        ON bound.book = wanted.book AND bound.product = wanted.product AND bound.key = wanted.key
+    JOIN pennyweight.entries AS entry ON entry.book = bound.book AND entry.sequence = bound.sequence
     LIMIT $4::bigint + 1
     """,
     *(1, 1, 1, 0),
@@ -49,10 +59,10 @@ _TOUCHED = f"""
 _KEY_ENTRIES = statement(
     f"""
     SELECT wanted.place, entry.sequence, {_TOUCHED}
-    FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS wanted (product, key, place)
+    FROM {_wanted("product", "key")}
     JOIN pennyweight.keys AS bound
-        ON bound.book = $1 AND bound.product = wanted.product AND bound.key = wanted.key
-    JOIN pennyweight.entries AS entry ON entry.book = $1 AND entry.sequence = bound.sequence
+        ON bound.book = wanted.book AND bound.product = wanted.product AND bound.key = wanted.key
+    JOIN pennyweight.entries AS entry ON entry.book = bound.book AND entry.sequence = bound.sequence
     """,
     *(1, 1, 1),
 )
@@ -68,54 +78,62 @@ _BODIES = statement(
     " WHERE book = $1 AND sequence = ANY ($2::bigint[])",
     *(1, 0),
 )
-_HOLD = f"json_build_array({codec.HOLD})::text"
-_OF_HOLDS = "FROM pennyweight.holds WHERE book = $1 AND id = ANY ($2::bigint[])"
-_OF_REFERENCES = """
-    FROM unnest($2::text[], $3::text[]) AS wanted (wanted_owner, wanted_reference)
-    JOIN pennyweight.holds
-        ON book = $1 AND owner = wanted_owner AND reference = wanted_reference
-            AND reference <> ''
+_HOLD = f"json_build_array({', '.join(f'found.{name}' for name in codec.HOLD.split(', '))})::text"
+_OF_HOLDS = "FROM pennyweight.holds AS found WHERE book = $1 AND id = ANY ($2::bigint[])"
+_OF_REFERENCES = f"""
+    FROM {_wanted("owner", "reference")}
+    JOIN pennyweight.holds AS found
+        ON found.book = wanted.book AND found.owner = wanted.owner
+            AND found.reference = wanted.reference AND found.reference <> ''
 """
 _HOLDS = statement(f"SELECT {_HOLD} {_OF_HOLDS}", 1, 0)
-_HOLDS_WHOSE = statement(f"SELECT account {_OF_HOLDS}", 1, 0)
+_HOLDS_WHOSE = statement(f"SELECT found.account {_OF_HOLDS}", 1, 0)
 _REFERENCES = statement(f"SELECT {_HOLD} {_OF_REFERENCES}", 1, 1, 1)
-_REFERENCES_WHOSE = statement(f"SELECT account {_OF_REFERENCES}", 1, 1, 1)
+_REFERENCES_WHOSE = statement(f"SELECT found.account {_OF_REFERENCES}", 1, 1, 1)
 _OPEN_HOLDS = statement(
     f"""
-    SELECT {_HOLD} FROM pennyweight.holds
+    SELECT {_HOLD} FROM pennyweight.holds AS found
     WHERE book = $1 AND account = ANY ($2::text[]) AND state = 'open' ORDER BY id
     """,
     *(1, 1),
 )
 _RECORDS = statement(
-    """
+    f"""
     SELECT wanted.place, found.record
-    FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS wanted (kind, id, place)
+    FROM {_wanted("kind", "id")}
     JOIN pennyweight.records AS found
-        ON found.book = $1 AND found.kind = wanted.kind AND found.id = wanted.id
+        ON found.book = wanted.book AND found.kind = wanted.kind AND found.id = wanted.id
     """,
     *(1, 1, 1),
 )
 _NAMES = statement(
-    """
+    f"""
     SELECT wanted.place, found.id
-    FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS wanted (kind, name, place)
+    FROM {_wanted("kind", "name")}
     JOIN pennyweight.names AS found
-        ON found.book = $1 AND found.kind = wanted.kind AND found.name = wanted.name
+        ON found.book = wanted.book AND found.kind = wanted.kind AND found.name = wanted.name
     """,
     *(1, 1, 1),
 )
+_OF_HOLDERS = """
+    (SELECT $1::text AS book, unnest($2::text[]) AS holder OFFSET 0) AS wanted
+"""
+_ACCOUNT = ", ".join(f"found.{name}" for name in codec.ACCOUNT.split(", "))
 _ACCOUNTS_OF_HOLDERS = statement(
     f"""
-    SELECT json_build_array({codec.ACCOUNT.replace("roots", "roots::json")})::text
-    FROM pennyweight.accounts WHERE book = $1 AND holder = ANY ($2::text[])
+    SELECT json_build_array({_ACCOUNT.replace("found.roots", "found.roots::json")})::text
+    FROM {_OF_HOLDERS}
+    JOIN pennyweight.accounts AS found
+        ON found.book = wanted.book AND found.holder = wanted.holder
     """,
     *(1, 1),
 )
 _RECORDS_OF_HOLDERS = statement(
-    """
-    SELECT record FROM pennyweight.records
-    WHERE book = $1 AND holder <> '' AND holder = ANY ($2::text[])
+    f"""
+    SELECT found.record
+    FROM {_OF_HOLDERS}
+    JOIN pennyweight.records AS found
+        ON found.book = wanted.book AND found.holder = wanted.holder AND found.holder <> ''
     """,
     *(1, 1),
 )

@@ -1,7 +1,5 @@
 """The tables: numbered migrations with checksums, who may do what, and a book's beginning."""
 
-
-
 import hashlib
 import random
 import time
