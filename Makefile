@@ -19,10 +19,10 @@ SCENARIO    ?= transfers
 BENCH_ARGS  ?=
 UPGRADE     ?=
 
-.PHONY: help setup run test heavy check format bench coverage lock clean
+.PHONY: help setup run run-postgres test heavy check format bench coverage lock clean
 
 help: ## what there is
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
 setup: $(PROJECT) ## make .venv with the locked packages and this project
 	@:
@@ -50,6 +50,9 @@ $(PROJECT): pyproject.toml $(PACKAGES)
 
 run: setup ## the demo, on a fresh book
 	@$(BIN)/pennyweight demo
+
+run-postgres: setup ## the demo on PostgreSQL: three instances, a balancer in front
+	@$(BIN)/pennyweight demo --postgres
 
 test: setup ## the tests, without the heavy ones
 	@$(BIN)/pytest -n $(WORKERS) -m 'not heavy' $(PYTEST_ARGS) $(TESTS)
