@@ -11,7 +11,21 @@ import psycopg
 from pennyweight.simulators.postgres import PostgresServer
 from pennyweight.stores import postgres
 
-TABLES = ["heads", "batches", "entries", "keys", "accounts", "holds", "records", "labels", "names", "marks", "back_dated", "cursors", "stage"]
+TABLES = [
+    "heads",
+    "batches",
+    "entries",
+    "keys",
+    "accounts",
+    "holds",
+    "records",
+    "labels",
+    "names",
+    "marks",
+    "back_dated",
+    "cursors",
+    "stage",
+]
 
 
 def start() -> PostgresServer:
