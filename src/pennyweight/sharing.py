@@ -144,6 +144,7 @@ def open_shared(
             open_book=open_book,
             agents=lambda book: [HoldExpiry(book, commands=EXPIRIES), *ends.of(book)],
             clock=clock,
+            is_clock_accepted=is_clock_accepted,
         )
         metrics.add(partial(_membership, member, listener))
         yield Opened(member, metrics, (), ends.down, secret)

@@ -9,6 +9,7 @@ from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import Store
 from pennyweight.runtime.driver import CallSoon, ThreadedBook
 from pennyweight.runtime.listener import Listener
+from pennyweight.runtime.member import end_process
 
 _ENDS_SECONDS = 5.0
 
@@ -65,7 +66,11 @@ class Hosted:
         self._beginning = self._loop.create_task(self._begin())
 
     async def _begin(self) -> None:
-        await self.listener.start(self._listen)
+        try:
+            await self.listener.start(self._listen)
+        except (OSError, ValueError) as error:
+            end_process(f"cannot listen for workers at {self._listen}: {error}")
+            return
         self.listener.book = self.book
 
     def stop(self, timeout_seconds: float | None = None) -> None:

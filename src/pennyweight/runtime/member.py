@@ -11,6 +11,8 @@ Whatever acts on the outside world (timers, consumers, relays) runs where the bo
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +25,7 @@ from pennyweight.engine.engine import Engine, Lane, QueueFull, Submission
 from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import Lease, NotOwner, Store, StoreError, StoreUnavailable
 from pennyweight.engine.receipts import Unknown
-from pennyweight.runtime.clock import ClockGuard, wall_clock
+from pennyweight.runtime.clock import DRIFT_MAX, ClockGuard, ClockRefused, wall_clock
 from pennyweight.runtime.driver import CallSoon, ThreadedBook, Unavailable
 from pennyweight.runtime.front import Front
 from pennyweight.runtime.listener import Listener
@@ -53,6 +55,12 @@ class Agent(Protocol):
 
     def stop(self) -> None:
         """End; blocks until it has."""
+
+
+def end_process(why: str) -> None:
+    """End this process as a signal from outside would."""
+    log.critical("nothing can be served", cause=why)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Tenure:
@@ -93,13 +101,15 @@ class Member:
         open_book: Callable[[Engine, Tenure, Callable[[], object]], ThreadedBook],
         agents: Callable[[ThreadedBook], Sequence[Agent]] = lambda _: (),
         clock: ClockGuard,
+        is_clock_accepted: bool = False,
+        broken: Callable[[str], object] = end_process,
     ) -> None:
         """`name` is this process's own, also after a restart no other has it.
 
         `listen` is where the listener binds, `advertise` what others are told instead (""
         for the same). `open_engine` opens an engine on the book as it stands, `open_book`
         a driver on it, which gets the tenure and what to call when it lost the book;
-        `agents` makes those of one ownership.
+        `agents` makes those of one ownership. `broken` is told why nothing can begin.
         """
         self.store = store
         self.front = front
@@ -119,6 +129,8 @@ class Member:
         self._open_engine = open_engine
         self._open_book = open_book
         self._agents_of = agents
+        self._is_clock_accepted = is_clock_accepted
+        self._broken = broken
         self._claiming = threading.Lock()
         self._owned: ThreadedBook | None = None
         """The book while it is ours; set and used by the loop."""
@@ -195,7 +207,12 @@ class Member:
         self._beginning = self._loop.create_task(self._begin())
 
     async def _begin(self) -> None:
-        bound = await self.listener.start(self._listen)
+        try:
+            bound = await self.listener.start(self._listen)
+        except (OSError, ValueError) as error:
+            self.failure = f"cannot listen for fronts at {self._listen}: {error}"
+            self._broken(self.failure)
+            return
         self.address = self._advertise or bound
         self.front.start(self._loop)
         self._keeper.start()
@@ -231,9 +248,22 @@ class Member:
             if lease is None:
                 self.promised = (0, 0.0)
                 return None
-            self.clock.compare(lease.now, asked_wall, wall_clock())
+            self._compare_clocks(lease, asked_wall)
             self.promised = (lease.epoch, asked_at + SURE_SHARE * self._life)
             return lease
+
+    def _compare_clocks(self, lease: Lease, asked_at: int) -> None:
+        if not self._is_clock_accepted:
+            self.clock.compare(lease.now, asked_at, wall_clock())
+
+    def _is_clock_off(self) -> bool:
+        """Whether this clock is too far from the database's for us to stamp anything."""
+        if not -DRIFT_MAX <= self.clock.lead <= DRIFT_MAX:
+            asked_at = wall_clock()
+            lease = self.store.lease()
+            if lease is not None:
+                self._compare_clocks(lease, asked_at)
+        return not -DRIFT_MAX <= self.clock.lead <= DRIFT_MAX
 
     def _keep(self) -> None:
         """Claim, take over, let go, until told to stop."""
@@ -246,8 +276,11 @@ class Member:
                 self._note(str(error))
                 seconds = RETRY_SECONDS
             except Exception as error:  # whoever can serve the book must get it
+                if not self._trouble:
+                    log.exception("the book cannot be taken over")
                 self._note(f"the book cannot be taken over: {error}")
-                log.exception("the book cannot be taken over")
+                if self._latest is not None:
+                    self._let_go(self._latest)
                 self._yield()
                 seconds = REFUSED_SECONDS
             self._wait(seconds)
@@ -259,7 +292,7 @@ class Member:
             if self._wake.wait(min(left, _LOOK_SECONDS)):
                 self._wake.clear()
                 return
-            if self._latest is None and self.front.down:
+            if self._latest is None and self.front.down and not self._trouble:
                 return
 
     def _note(self, trouble: str) -> None:
@@ -279,9 +312,13 @@ class Member:
         book = self._latest
         if self._is_stopping and book is None:
             return self._life / 3
-        lease = self.claim()
+        lease = None if self._is_clock_off() else self.claim()
         if self._is_stopping:
             return self._life / 3
+        if lease is not None and self._is_clock_off():
+            raise ClockRefused(
+                f"the clock is {self.clock.lead / 1_000_000:.3f} s away from the database's"
+            )
         if lease is None:
             if book is not None:
                 self._let_go(book)
