@@ -57,6 +57,15 @@ def test_connections_take_turns_and_stay(three):
         assert [backend.connections for backend in balancer.backends] == [2, 2, 2]
 
 
+def test_backend_may_come_later(three):
+    with Balancer([]) as balancer:
+        with pytest.raises((http.client.HTTPException, OSError)):
+            ask(balancer.address)
+        for server in three[:2]:
+            balancer.add(server.address)
+        assert [ask(balancer.address)[0] for _ in range(4)] == [b"0", b"1"] * 2
+
+
 def test_backend_that_refuses_is_skipped(three):
     gone = closed_address()
     with Balancer([gone, *addresses(three[:2])]) as balancer:

@@ -7,7 +7,8 @@ import time
 import psycopg
 import pytest
 
-from pennyweight.simulators.pgfaults import Fault, FaultProxy, Rule
+from pennyweight.simulators.pgfaults import FaultProxy
+from pennyweight.simulators.pgrules import Fault, Rule
 from pennyweight.simulators.postgres import PostgresServer, binaries
 
 pytestmark = pytest.mark.skipif(binaries() is None, reason="not here: PostgreSQL's binaries")
@@ -335,10 +336,11 @@ def test_refused_connections_find_nobody_and_open_ones_go_on(proxy, direct):
         with pytest.raises(psycopg.OperationalError, match="refused"):
             connect(proxy)
         assert connection.execute(STATEMENT, ["open"]).fetchone() == (1,)
-    proxy.accept()
-    proxy.accept()
-    with connect(proxy) as connection:
-        assert words(connection) == ["open"]
+    for take_again in (proxy.accept, proxy.behave):
+        take_again()
+        with connect(proxy) as connection:
+            assert words(connection) == ["open"]
+        proxy.refuse()
 
 
 @pytest.mark.parametrize(("sqlstate", "said"), [("53300", "too many"), ("57P03", "starting up")])

@@ -70,6 +70,10 @@ class Balancer:
         """Where it listens."""
         return self.address[1]
 
+    def add(self, address: Address) -> None:
+        """Take one more backend."""
+        self.backends.append(Backend(address))
+
     def close(self) -> None:
         """Close every connection, and no longer listen."""
         if not self._thread.has_ended:
@@ -132,8 +136,9 @@ class Balancer:
 
     def _in_turn(self) -> list[Backend]:
         """All backends from the next one on, those that are well first."""
-        start, self._next = self._next, (self._next + 1) % len(self.backends)
-        turned = self.backends[start:] + self.backends[:start]
+        backends = self.backends.copy()  # another thread may add one
+        start, self._next = self._next, (self._next + 1) % max(1, len(backends))
+        turned = backends[start:] + backends[:start]
         return sorted(turned, key=lambda backend: not backend.is_well)
 
     async def _look_after(self) -> None:

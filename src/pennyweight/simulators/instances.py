@@ -27,15 +27,16 @@ class Instances:
         self.servers: list[Server] = []
         self._fallen: set[int] = set()
         try:
+            self.balancer = Balancer([], host, port, health_path=_HEALTH_PATH)
+        except OSError as error:
+            raise ServerFailed(f"the balancer did not start: {error}") from None
+        try:
             for number in range(1, count + 1):
-                self.servers.append(Server(url, log=folder / f"instance-{number}.log"))
-            backends = [(server.host, server.port) for server in self.servers]
-            try:
-                self.balancer = Balancer(backends, host, port, health_path=_HEALTH_PATH)
-            except OSError as error:
-                raise ServerFailed(f"the balancer did not start: {error}") from None
+                server = Server(url, log=folder / f"instance-{number}.log")
+                self.servers.append(server)
+                self.balancer.add((server.host, server.port))
         except BaseException:
-            self._stop_servers()
+            self.stop()
             raise
 
     @property
@@ -64,9 +65,12 @@ class Instances:
         return "\n".join(words)
 
     def stop(self) -> None:
-        """Stop the balancer and those that still run. Raises ServerFailed of one that resists."""
+        """Stop the balancer, and all at once those that still run. Raises ServerFailed."""
         self.balancer.close()
-        self._stop_servers()
+        with ThreadPoolExecutor(max(1, len(self.servers))) as pool:
+            failures = [failure for failure in pool.map(_stop, self.servers) if failure]
+        if failures:
+            raise failures[0]
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -84,13 +88,6 @@ class Instances:
         except ServerFailed:
             if error is None:
                 raise
-
-    def _stop_servers(self) -> None:
-        """Stop all at once: none waits for another to take the book over."""
-        with ThreadPoolExecutor(max(1, len(self.servers))) as pool:
-            failures = [failure for failure in pool.map(_stop, self.servers) if failure]
-        if failures:
-            raise failures[0]
 
 
 def _stop(server: Server) -> ServerFailed | None:
