@@ -237,9 +237,10 @@ class ThreadedBook:
             or self._is_stopping
             or (self._trouble is not None and self._is_patience_over)
         )
-        if self.failure or self.clock.is_drifting:
-            self._hand_over(self.engine.drain(self.failure or "the clock jumped"))
-            return self._wait()
+        is_closed = bool(self.failure) or self.clock.is_drifting
+        if is_closed:
+            code = "store_failed" if self.failure else "clock_drift"
+            self._hand_over(self.engine.drain(self.failure or "the clock jumped", code))
         if self._trouble is not None and self._is_patience_over:
             self._turn_away(self._trouble)
         try:
@@ -247,6 +248,8 @@ class ThreadedBook:
                 return self._resolve(self._unresolved)
             if self._is_losing:
                 raise NotOwner("somebody else has the lease")
+            if is_closed:
+                return self._wait()
             batch = self.engine.next_batch(now)
             if batch is not None:
                 self._commit(batch)
@@ -315,6 +318,7 @@ class ThreadedBook:
             return False
         self.failure = f"{type(error).__name__}: {error}"
         self._is_troubled = True
+        self._unresolved = None
         self._hand_over(self.engine.failed(error))
         log.critical("the store failed; nothing more is committed", exc_info=error)
         return True
@@ -333,7 +337,7 @@ class ThreadedBook:
             self._retry_seconds = _RETRY_SECONDS
             log.error("the store does not answer; commands wait", code=code, cause=str(error))
         self._trouble = Unavailable(code, str(error))
-        if self._is_stopping:
+        if self._is_stopping and isinstance(error, StoreUnavailable):  # else it is asked once
             self._turn_away(self._trouble)
             return False
         time.sleep(self._retry_seconds)
