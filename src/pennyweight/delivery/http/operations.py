@@ -32,8 +32,7 @@ def routes(book: Book, metrics: Metrics, neighbours: Neighbours = no_neighbours)
         try:
             book.check()
         except Unavailable as error:
-            message = f"commands cannot be committed: {error}"
-            return problem(503, error.code, message, is_retryable=True)
+            return problem(503, error.code, "commands cannot be committed", is_retryable=True)
         answer: dict[str, Any] = {"status": "ready", **book.describe()}
         down = neighbours()
         if down:
