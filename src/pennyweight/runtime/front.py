@@ -129,6 +129,8 @@ class Front:
         self._last = 0
         self._key = ""
         self._link: _Link | None = None
+        self._suspect = ("", 0)
+        """Address and epoch of an owner that seemed to be a former one."""
         self._is_flushing = False
         self._is_stopping = False
         self._answered_all: asyncio.Future[None] | None = None
@@ -154,6 +156,8 @@ class Front:
         """
         if submission.cursor is not None or submission.aside is not None:
             raise ValueError("what comes from a stream is submitted where the book is owned")
+        if submission.is_dropped:
+            return
         loop = self._loop
         if self._is_stopping or loop is None:
             raise Unavailable(STOPPING, "the server is stopping")
@@ -277,8 +281,15 @@ class Front:
     # ── for the link ──────────────────────────────────────────────────────────────
 
     def welcomed(self, link: "_Link", welcome: Welcome) -> str:
-        """Send everything to this owner from now on; return why not, "" if so."""
-        if welcome.incarnation == self.incarnation and welcome.epoch < self.epoch:
+        """Send everything to this owner from now on; return why not, "" if so.
+
+        One of an earlier epoch was the owner, as a rule. If the next look finds it again,
+        the store itself has gone back, and it is the owner.
+        """
+        found = (link.address, welcome.epoch)
+        is_earlier = welcome.incarnation == self.incarnation and welcome.epoch < self.epoch
+        if is_earlier and found != self._suspect:
+            self._suspect = found
             return f"it owned the book in epoch {welcome.epoch}, which is over"
         self.incarnation, self.epoch = welcome.incarnation, welcome.epoch
         self._link = link
