@@ -55,11 +55,11 @@ class _Roof:
         return assemble.migrate(place, grant)
 
     def key_source(
-        self, place: Place, book: str, *, may_begin: bool = False
+        self, place: Place, book: str, *, is_read_only: bool = False, may_begin: bool = False
     ) -> AbstractContextManager[KeySource]:
         from pennyweight import assemble  # noqa: PLC0415
 
-        return assemble.key_source(place, book, may_begin=may_begin)
+        return assemble.key_source(place, book, is_read_only=is_read_only, may_begin=may_begin)
 
     def answers(self) -> Answers:
         from pennyweight import assemble  # noqa: PLC0415

@@ -6,6 +6,7 @@ What is in front of it is put together in `serving`.
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -103,8 +104,16 @@ def _postgres() -> ModuleType:
     """Import what is an extra, and only where a book is in a database. Raises StoreError."""
     try:
         from pennyweight.stores import postgres  # noqa: PLC0415
+        from pennyweight.stores.postgres import removing  # noqa: F401, PLC0415
     except ImportError as error:
         raise StoreError(str(error)) from None
+    import structlog  # noqa: PLC0415 - the driver of the database logs
+
+    if not structlog.is_configured():  # a verb, whose output may be read by a program
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger("error"),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )
     return postgres
 
 
@@ -224,10 +233,7 @@ def _remove_unfinished(url: str, book: str) -> None:
 
 
 def _remove(url: str, book: str) -> None:
-    _postgres()
-    from pennyweight.stores.postgres.removing import remove_book  # noqa: PLC0415 - an extra
-
-    remove_book(url, book)
+    _postgres().removing.remove_book(url, book)
 
 
 def renew(place: Place, book: str) -> str:
@@ -243,14 +249,17 @@ def renew(place: Place, book: str) -> str:
 
 
 @contextmanager
-def key_source(place: Place, book: str = BOOK, *, may_begin: bool = False) -> Iterator[KeySource]:
+def key_source(
+    place: Place, book: str = BOOK, *, is_read_only: bool = False, may_begin: bool = False
+) -> Iterator[KeySource]:
     """Open what keeps a book's keys; see `Roof.key_source`."""
     if isinstance(place, str):
         place = read_place(place)
     if isinstance(place, Path):
         yield FolderKeys(place)
         return
-    store = _open(place, book, new_incarnation=new_incarnation() if may_begin else "")
+    incarnation = new_incarnation() if may_begin else ""
+    store = _open(place, book, new_incarnation=incarnation, is_read_only=is_read_only)
     try:
         yield StoreKeys(store)
     finally:

@@ -1,14 +1,17 @@
 """The command line in this process: its exit code, what it prints, what it says on stderr."""
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import psycopg
 import pytest
 
 from pennyweight.__main__ import _Roof
 from pennyweight.delivery.cli import run
+from pennyweight.simulators.postgres import PostgresMissing, PostgresServer
 
 
 class Ran(NamedTuple):
@@ -51,3 +54,24 @@ def book(tmp_path: Path, users: Path, cli: Cli) -> Path:
     """A folder with a book of those users."""
     assert cli("load", users, "--data", tmp_path / "book").code == 0
     return tmp_path / "book"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server of this test process."""
+    try:
+        server = PostgresServer(is_synced=False)
+    except PostgresMissing as error:
+        pytest.skip(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[str]:
+    """The URL of an empty database."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield postgres.url.removesuffix("/postgres") + f"/{name}"
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -15,6 +15,7 @@ DATABASE_SCHEMES = ("postgresql", "postgres")
 
 _KNOWN = f"{DATABASE_SCHEMES[0]}://HOST/DATABASE and {FOLDER_SCHEME}FOLDER"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _PASSWORD = re.compile(r"(?i)\b(\w*password)=[^&]*")
 _PORT = re.compile(r"[0-9]{1,5}")
 
@@ -48,9 +49,10 @@ def read_url(text: str) -> Place:
     return place
 
 
-def is_url(text: str) -> bool:
-    """Whether a text is written as a URL, and so is hardly meant as a folder."""
-    return text.startswith(FOLDER_SCHEME) or _URL.fullmatch(text) is not None
+def is_url(folder: Path) -> bool:
+    """Whether a folder is hardly meant as one, but is a URL (which lost a slash as a path)."""
+    text = str(folder)
+    return text.startswith(FOLDER_SCHEME) or _URL_AS_PATH.match(text) is not None
 
 
 def is_database(place: Place) -> bool:

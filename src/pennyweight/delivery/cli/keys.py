@@ -63,7 +63,7 @@ def list_keys(
 
     Example: pennyweight keys list --data book
     """
-    with _opened(where(data, store, book)) as source:
+    with _opened(where(data, store, book), is_read_only=True) as source:
         found = source.load()
     if json:
         shown: list[dict[str, Any]] = [msgspec.to_builtins(key) for key in found]
@@ -100,9 +100,13 @@ def revoke(
 
 
 @contextmanager
-def _opened(found: Where, *, may_begin: bool = False) -> Iterator[keys.KeySource]:
+def _opened(
+    found: Where, *, is_read_only: bool = False, may_begin: bool = False
+) -> Iterator[keys.KeySource]:
     """Open what keeps the keys. Raises UserError when they cannot be read."""
-    with roof().key_source(found.place, found.book, may_begin=may_begin) as source:
+    with roof().key_source(
+        found.place, found.book, is_read_only=is_read_only, may_begin=may_begin
+    ) as source:
         try:
             yield source
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

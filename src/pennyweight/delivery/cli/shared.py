@@ -56,7 +56,7 @@ class Roof(Protocol):
         """Do those that are pending, and return them; `grant` is a role that will serve."""
 
     def key_source(
-        self, place: Place, book: str, *, may_begin: bool = False
+        self, place: Place, book: str, *, is_read_only: bool = False, may_begin: bool = False
     ) -> AbstractContextManager[KeySource]:
         """Open what keeps a book's keys; a book in a database may be begun for it."""
 
@@ -184,7 +184,7 @@ def find(
 
 
 def _folder(data: Path) -> Path:
-    if is_url(str(data)):
+    if is_url(data):
         raise UserError("--data is a folder; a URL is given with --store", code=2)
     return data
 
