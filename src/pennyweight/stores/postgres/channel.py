@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Sequence
 from hashlib import blake2s
+from weakref import WeakSet
 
 import msgspec
-from psycopg import Connection
+from psycopg import Connection, Error
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
@@ -116,7 +117,9 @@ class Channel:
                 if statement.name not in self._prepared:
                     self._prepare(statement)
                 result = self._pgconn.exec_prepared(statement.name, values, statement.formats, 1)
-        except Exception as error:
+        except ServerError:
+            raise
+        except Error as error:
             self.is_lost = True
             raise ServerError(str(error), is_lost=True) from error
         finally:
@@ -147,7 +150,7 @@ class Channel:
             self._end_pipeline()
         except ServerError:
             raise
-        except Exception as error:
+        except Error as error:
             self.is_lost = True
             raise ServerError(str(error), is_lost=True) from error
         finally:
@@ -176,9 +179,12 @@ class Channel:
         self._pgconn.exit_pipeline_mode()
 
     def _prepare(self, statement: Statement) -> None:
+        """Prepare a statement; where that breaks the connection, it never ran."""
         result = self._pgconn.prepare(statement.name, statement.sql)
         if result.status not in _DONE:
-            raise self._error(result)
+            error = self._error(result)
+            error.has_run = False
+            raise error
         self._prepared.add(statement.name)
 
     def _error(self, result: PGresult) -> ServerError:
@@ -207,13 +213,13 @@ class Watchdog:
 
     def __init__(self) -> None:
         """Nothing is watched yet."""
-        self._channels: set[Channel] = set()
+        self._channels: WeakSet[Channel] = WeakSet()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def watch(self, channel: Channel) -> None:
-        """Watch a channel until it is lost."""
+        """Watch a channel for as long as somebody has it."""
         with self._lock:
             self._channels.add(channel)
             if self._thread is None:
@@ -232,7 +238,6 @@ class Watchdog:
         while not self._stopping.wait(_LOOK_SECONDS):
             now = time.monotonic()
             with self._lock:
-                self._channels = {channel for channel in self._channels if not channel.is_lost}
                 overdue = [c for c in self._channels if 0 < c.deadline < now]
             for channel in overdue:
                 channel.cut()

@@ -35,6 +35,8 @@ class ServerError(Exception):
         super().__init__(message)
         self.state = state
         self.is_lost = is_lost or not state or state[:2] == "08" or state == "40003"
+        self.has_run = True
+        """Whether the server may have begun with it."""
 
     @property
     def is_again(self) -> bool:

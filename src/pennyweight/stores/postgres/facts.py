@@ -23,13 +23,32 @@ T = TypeVar("T")
 
 _ROOM_MAX = 2**31
 
-_JSON = "convert_from(substr(body, 2), 'UTF8')::json"
-_RECEIPT = (
-    "SELECT convert_to('{' || string_agg(to_json(part.key)::text || ':' || part.value::text, ',')"
-    f" || '}}', 'UTF8') FROM json_each({_JSON}) AS part WHERE part.key IN ('sequence', 'command',"
-    " 'product', 'key', 'version', 'fields', 'effective_at', 'answer')"
-)
-"""An entry without what it did: a list may have moved the money of 128 users."""
+_TEXT = "convert_from(substr(body, 2), 'UTF8')"
+_HAS_NUL = r"position('\x5c7530303030'::bytea IN body) > 0"
+"""Whether an entry may have U+0000 in a text, at which the server's JSON functions stop."""
+
+_RECEIPT = f"""
+    CASE WHEN {_HAS_NUL} THEN substr(body, 2) ELSE (
+        SELECT convert_to(
+            '{{' || string_agg(to_json(part.key)::text || ':' || part.value::text, ',') || '}}',
+            'UTF8'
+        )
+        FROM json_each({_TEXT}::json) AS part
+        WHERE part.key IN ('sequence', 'command', 'product', 'key', 'version', 'fields',
+                           'effective_at', 'answer')
+    ) END
+"""
+"""An entry without what it did, most often: a list may have moved the money of 128 users."""
+
+_TOUCHED = rf"""
+    (SELECT json_agg(DISTINCT line.value ->> 0)::text
+     FROM json_array_elements(
+        (CASE WHEN {_HAS_NUL}
+            THEN regexp_replace({_TEXT}, '((?<!\\)(?:\\\\)*)\\u0000', '\1-', 'g') ELSE {_TEXT}
+        END)::json -> 'lines'
+     ) AS line)
+"""
+"""The accounts that an entry touched, as a JSON array; their ids have no such characters."""
 
 
 def _wanted(first: str, second: str) -> str:
@@ -52,10 +71,6 @@ _KEYS = statement(
     """,
     *(1, 1, 1, 0),
 )
-_TOUCHED = f"""
-    (SELECT json_agg(DISTINCT line.value ->> 0)::text
-     FROM json_array_elements({_JSON} -> 'lines') AS line)
-"""
 _KEY_ENTRIES = statement(
     f"""
     SELECT wanted.place, entry.sequence, {_TOUCHED}

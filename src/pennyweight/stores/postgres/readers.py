@@ -138,28 +138,40 @@ class Readers:
         values = {name: _stored(value) for name, value in values.items()}
         values["book"] = self._book
         with self._slot():
-            for attempt in range(1, TRIES_MAX + READERS_MAX + 1):
-                try:
-                    return self._ask(sql, values)
-                except ServerError as error:
-                    if attempt <= TRIES_MAX and error.is_again:
-                        time.sleep(random.uniform(0, 0.02))  # noqa: S311
-                    elif not error.is_lost or not self._free:
-                        if error.is_contradiction:
-                            return []
-                        raise error.store_error() from None
-                except UnicodeEncodeError:
+            try:
+                return self._answered(sql, values)
+            except UnicodeEncodeError:
+                return []
+            except ServerError as error:
+                if error.is_contradiction:
                     return []
-            raise AssertionError("unreachable")  # pragma: no cover
+                raise error.store_error() from None
 
-    def _ask(self, sql: str, values: dict[str, Any]) -> list[codec.Row]:
-        """Run one statement on a connection. Raises ServerError."""
+    def _answered(self, sql: str, values: dict[str, Any]) -> list[codec.Row]:
+        """Run a statement until a connection answers it. Raises ServerError, StoreUnavailable."""
+        tries = 0
+        while True:
+            channel, is_fresh = self._take()
+            try:
+                return self._ask(channel, sql, values)
+            except ServerError as error:
+                if error.is_again and tries < TRIES_MAX:
+                    tries += 1
+                    time.sleep(random.uniform(0, 0.02))  # noqa: S311
+                elif is_fresh or not channel.is_lost:
+                    raise
+
+    def _take(self) -> tuple[Channel, bool]:
+        """Return a connection, and whether it is fresh."""
         if self._is_closed:
             raise StoreError("the book is closed")
         try:
-            channel = self._free.pop()
+            return self._free.pop(), False
         except IndexError:  # asked first, another thread could take the last one in between
-            channel = self._connect()
+            return self._connect(), True
+
+    def _ask(self, channel: Channel, sql: str, values: dict[str, Any]) -> list[codec.Row]:
+        """Run one statement; its connection is free again, or closed. Raises ServerError."""
         channel.watch()
         try:
             rows: list[codec.Row] = channel.connection.execute(sql, values).fetchall()
@@ -167,16 +179,20 @@ class Readers:
             failure = of_psycopg(error, is_lost=channel.connection.closed)
             if failure.is_lost or failure.is_stale:
                 channel.close()
-                raise ServerError(str(failure), failure.state, is_lost=True) from None
-            self._free.append(channel)
             raise failure from None
         except BaseException:
             channel.close()
             raise
         finally:
             channel.unwatch()
-        self._free.append(channel)
+            self._give_back(channel)
         return rows
+
+    def _give_back(self, channel: Channel) -> None:
+        if self._is_closed:
+            channel.close()
+        elif not channel.is_lost:
+            self._free.append(channel)
 
     def one(self, sql: str, **values: Any) -> Any:
         """Return the first column of the first row, or None."""

@@ -100,7 +100,12 @@ class Writer:
         channel = Channel(connection, self.traffic, is_prepared=self._place.is_prepared)
         self._watchdog.watch(channel)
         self._channel = channel
-        _, _, _, self._fence = self._guard(channel)
+        try:
+            *_, self._fence = self._guard(channel)
+        except ServerError as error:
+            self._drop()
+            error.has_run = False
+            raise
         return channel
 
     def _drop(self) -> None:
@@ -163,7 +168,7 @@ class Writer:
         except UnicodeEncodeError as error:
             raise ConstraintFailed(str(error)) from None
         except ServerError as error:
-            if error.is_lost:
+            if error.is_lost and error.has_run:
                 raise OutcomeUnknown(str(error)) from None
             raise error.store_error() from None
 
