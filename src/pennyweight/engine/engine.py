@@ -363,8 +363,7 @@ class Engine:
         """
         taken = self._taken
         self._ready.clear()
-        if not self._is_told:
-            self._put_back(taken)
+        self._put_back(taken)
         self._answers = list(self._early)
         self.cache.clear()
         return self._finish()
@@ -574,7 +573,12 @@ class Engine:
         return Refusal(refused.reason, refused.message, refused.figures)
 
     def _put_back(self, taken: list[Submission]) -> None:
-        """Put submissions first in their lanes again, in their order."""
+        """Put submissions first in their lanes again, in their order.
+
+        Those of a batch whose callers were told that its outcome is unknown come no more.
+        """
+        if self._is_told:
+            return
         for submission in reversed(taken):
             self._lanes[submission.lane].appendleft(submission)
 

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Container, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -41,6 +41,7 @@ DECIDE_SECONDS_MAX = 0.02
 HOLD_SECONDS = 10.0
 """How long callers wait for a store that is away, or for the outcome of a broken commit."""
 
+WATCH_SECONDS = 0.25
 _IDLE_SECONDS = 0.2
 _RETRY_SECONDS = 0.02
 _RETRY_SECONDS_MAX = 0.5
@@ -49,6 +50,8 @@ _LAST_WORDS_SECONDS = 0.2
 
 CallSoon = Callable[..., object]
 """How to call a function on the callers' loop from here (`loop.call_soon_threadsafe`)."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -136,7 +139,13 @@ class ThreadedBook:
         """Why the store does not answer; commands wait for it until `_patient_until`."""
         self._patient_until = 0.0
         self._retry_seconds = _RETRY_SECONDS
+        self._asked_at = 0.0
+        """Since when the store has owed an answer; 0 while it owes none."""
+        self._watching = threading.Lock()
+        """Held to answer callers in the engine thread's place, and to take the store's answer."""
+        self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pennyweight-engine", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="pennyweight-watch", daemon=True)
 
     # ── for the callers' loop ─────────────────────────────────────────────────────
 
@@ -157,6 +166,7 @@ class ThreadedBook:
         """Start the engine thread; answers go through `call_soon`."""
         self._call_soon = call_soon
         self._thread.start()
+        self._watcher.start()
 
     def submit(self, submission: Submission) -> None:
         """Queue a command; its ticket is called with the outcome. Raises Unavailable, QueueFull."""
@@ -212,6 +222,8 @@ class ThreadedBook:
                 self._break(error)
             finally:  # whatever else goes wrong now, a book without its thread must not look alive
                 self._die(_EXIT_CODE)
+        finally:
+            self._has_ended.set()
 
     def _break(self, error: BaseException) -> None:
         """Answer everybody, then leave a trace."""
@@ -256,8 +268,8 @@ class ThreadedBook:
             elif self._trouble is None:
                 return self._wait()
             else:
-                self._tenure.confirm()
-                self.store.head()
+                self._ask(self._tenure.confirm)
+                self._ask(self.store.head)
             self._recover()
         except StoreError as error:
             return self._failed(error)
@@ -266,19 +278,19 @@ class ThreadedBook:
     def _commit(self, batch: tuple[Reads, Container[str]]) -> None:
         """Read, decide, append, and hand the answers over. Raises StoreError."""
         started = time.perf_counter()
-        found = self.store.begin(*batch)
+        found = self._ask(self.store.begin, *batch)
         self._late_at = time.monotonic() + DECIDE_SECONDS_MAX
         append = self.engine.decide(found, self._is_late)
         decided = appended = time.perf_counter()
         if append is not None:
             try:
-                self.store.append(append)
+                self._ask(self.store.append, append)
             except OutcomeUnknown:
                 self._unresolved = append
                 raise
             appended = time.perf_counter()
         elif not self._tenure.is_sure:
-            self._tenure.confirm()
+            self._ask(self._tenure.confirm)
         answers = self.engine.committed()
         self._hand_over(answers)
         if self._observe is not None:
@@ -286,7 +298,7 @@ class ThreadedBook:
 
     def _resolve(self, append: Append) -> bool:
         """Find out what became of an append, and go on. Raises StoreUnavailable, NotOwner."""
-        resolution = self.store.resolve(append)
+        resolution = self._ask(self.store.resolve, append)
         self._unresolved = None
         engine = self.engine
         log.warning("a broken commit was found out", is_committed=resolution.is_committed)
@@ -323,6 +335,15 @@ class ThreadedBook:
         log.critical("the store failed; nothing more is committed", exc_info=error)
         return True
 
+    def _ask(self, question: Callable[..., T], *arguments: Any) -> T:
+        """Ask the store something, watched: it may take longer than callers wait."""
+        self._asked_at = time.monotonic()
+        try:
+            return question(*arguments)
+        finally:
+            with self._watching:
+                self._asked_at = 0.0
+
     # ── a store that is away ──────────────────────────────────────────────────────
 
     @property
@@ -350,6 +371,25 @@ class ThreadedBook:
             self._hand_over(self.engine.tell_unknown(str(trouble)))
         code = "store_unavailable" if trouble.code == UNKNOWN else trouble.code
         self._hand_over(self.engine.drain(str(trouble), code))
+
+    def _watch(self) -> None:
+        """Answer callers while the engine thread hangs in the store; a thread of its own."""
+        while not self._has_ended.wait(WATCH_SECONDS):
+            asked_at = self._asked_at
+            if asked_at and time.monotonic() - asked_at > self.hold_seconds:
+                with self._watching:
+                    if self._asked_at == asked_at:
+                        self._answer_for_it()
+
+    def _answer_for_it(self) -> None:
+        """Tell all who wait that the store says nothing. What it is doing may yet be done."""
+        trouble = Unavailable("store_unavailable", "the store does not answer")
+        if self._trouble is None:
+            log.error("the store has said nothing for long", seconds=self.hold_seconds)
+        self._trouble, self._patient_until = trouble, 0.0
+        self._is_troubled = True
+        self._hand_over(self.engine.tell_unknown(str(trouble)))
+        self._hand_over(self.engine.drain(str(trouble), trouble.code))
 
     def _recover(self) -> None:
         """The store answered."""

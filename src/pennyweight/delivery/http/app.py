@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
 )
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import falcon
@@ -40,6 +40,9 @@ from pennyweight.delivery.http.wire import (
 
 GONE = "pennyweight.gone"
 """Key of the ASGI scope: what to call when the client left before its answer."""
+
+READ_SECONDS = 15.0
+"""How long a reader's thread is waited for."""
 
 _NOT_SENT = Reply(499)
 _NAMES_MAX = 512
@@ -119,7 +122,8 @@ def _command_responder(
         prepared = None
         if route.prepare is not None:
             loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(readers, desk.prepare, route, request)
+            looking = loop.run_in_executor(readers, desk.prepare, route, request)
+            prepared = await _within(desk, looking)
         submissions = desk.command(route, request, answered.set_result, prepared=prepared)
 
         def gone() -> None:
@@ -160,10 +164,22 @@ def _read_responder(desk: Desk, route: ReadRoute, readers: Executor, body_max: i
             reply = desk.read(route, request)
         else:
             loop = asyncio.get_running_loop()
-            reply = await loop.run_in_executor(readers, desk.read, route, request)
+            reading = loop.run_in_executor(readers, desk.read, route, request)
+            reply = await _within(desk, reading)
         _write(desk, route, resp, reply, readers)
 
     return respond
+
+
+T = TypeVar("T")
+
+
+async def _within(desk: Desk, work: asyncio.Future[T]) -> T | Reply:
+    """Wait for a reader's thread, but not for ever: the store may hang, and the thread with it."""
+    try:
+        return await asyncio.wait_for(work, READ_SECONDS)
+    except TimeoutError:
+        return desk.turned_away("store_timeout", "the store did not answer in time; try again")
 
 
 async def _body(req: falcon.asgi.Request, body_max: int) -> bytes | None:

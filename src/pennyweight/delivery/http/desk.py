@@ -69,9 +69,9 @@ class Desk:
             self.metrics.refusals[_code_of(error)] += 1
             done(error_reply(error))
         except QueueFull as error:
-            done(self._turned_away(_QUEUE_FULL, str(error)))
+            done(self.turned_away(_QUEUE_FULL, str(error)))
         except Unavailable as error:
-            done(self._turned_away(error.code, str(error)))
+            done(self.turned_away(error.code, str(error)))
         except Exception as error:  # noqa: BLE001 - a fault of ours is answered with a 500
             done(self.failed(request, error))
         return ()
@@ -86,7 +86,7 @@ class Desk:
             self.metrics.refusals[_code_of(error)] += 1
             return error_reply(error)
         except StoreUnavailable as error:
-            return self._turned_away(error.code, _STORE_AWAY)
+            return self.turned_away(error.code, _STORE_AWAY)
         except Exception as error:  # noqa: BLE001 - a fault of ours is answered with a 500
             return self.failed(request, error)
 
@@ -127,7 +127,7 @@ class Desk:
         except (BadRequest, Refused) as error:
             return error_reply(error)
         except StoreUnavailable as error:
-            return self._turned_away(error.code, _STORE_AWAY)
+            return self.turned_away(error.code, _STORE_AWAY)
         except Exception as error:  # noqa: BLE001 - as above
             return self.failed(request, error)
 
@@ -146,7 +146,8 @@ class Desk:
             exc_info=error,
         )
 
-    def _turned_away(self, code: str, message: str) -> Reply:
+    def turned_away(self, code: str, message: str) -> Reply:
+        """Count and return the answer to what cannot be done now."""
         self.metrics.turned_away[code] += 1
         return problem(
             503,
