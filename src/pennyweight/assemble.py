@@ -6,7 +6,6 @@ What is in front of it is put together in `serving`.
 import os
 import secrets
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -103,17 +102,12 @@ def _open(
 def _postgres() -> ModuleType:
     """Import what is an extra, and only where a book is in a database. Raises StoreError."""
     try:
+        from pennyweight.runtime.quiet import quiet_logs  # noqa: PLC0415 - only here is logged
         from pennyweight.stores import postgres  # noqa: PLC0415
         from pennyweight.stores.postgres import removing  # noqa: F401, PLC0415
     except ImportError as error:
         raise StoreError(str(error)) from None
-    import structlog  # noqa: PLC0415 - the driver of the database logs
-
-    if not structlog.is_configured():  # a verb, whose output may be read by a program
-        structlog.configure(
-            wrapper_class=structlog.make_filtering_bound_logger("error"),
-            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        )
+    quiet_logs()
     return postgres
 
 

@@ -5,7 +5,7 @@ import tempfile
 import msgspec
 import pytest
 
-from pennyweight.simulators import bench
+from pennyweight.simulators import benchplace
 from pennyweight.simulators.server import Server, Verdict
 
 SHORT = ("--seconds", 0.3, "--warm-up", 0.1, "--users", 20)
@@ -97,7 +97,7 @@ def test_bench_of_a_running_server(cli, tmp_path):
 
 
 def test_bench_of_a_book_that_is_wrong_fails(cli, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "verify", lambda _: Verdict(ok=False, first_wrong=7))
+    monkeypatch.setattr(benchplace, "verify", lambda *_: Verdict(ok=False, first_wrong=7))
     file = tmp_path / "figures.json"
     words = ("bench", "in-process", "--seconds", 0.1, "--users", 2, "--batch", 10)
     ran = cli(*words, "--json", file)

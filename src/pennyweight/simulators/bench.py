@@ -7,15 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pennyweight.config import WORKERS_MAX
 from pennyweight.simulators.asking import Asker, mean_batch
+from pennyweight.simulators.benchplace import BenchPlace
 from pennyweight.simulators.crew import Report, Worker
 from pennyweight.simulators.deskbench import DESK, run_desk, run_withdrawals_elsewhere
-from pennyweight.simulators.figures import Figures, Growth, Setting, Spent, figures_of, middle_of
-from pennyweight.simulators.inprocess import fill, open_book
-from pennyweight.simulators.jobs import FacadeJob, InProcessJob, LoadJob
-from pennyweight.simulators.machine import Usage, size_bytes, sync_times, usage
+from pennyweight.simulators.figures import (
+    DURABLE,
+    IN_DATABASE,
+    Figures,
+    Growth,
+    Setting,
+    Spent,
+    figures_of,
+    middle_of,
+)
+from pennyweight.simulators.inprocess import fill
+from pennyweight.simulators.jobs import FacadeJob, InProcessJob, LoadJob, Row
+from pennyweight.simulators.machine import Usage, sync_times, usage
 from pennyweight.simulators.sampling import Skew
-from pennyweight.simulators.server import Server, verify
+from pennyweight.simulators.server import Server, Verdict
 from pennyweight.simulators.workloads import WORKLOADS, Target
 
 SCENARIOS = (*WORKLOADS, *DESK, "in-process", "facade")
@@ -43,6 +54,16 @@ def check(setting: Setting) -> None:
         and (setting.scenario == "settlements" or setting.settle == "kafka"),
         "at least one message, and a rate of settlements above 0": setting.messages < 1
         or setting.settle_rate <= 0,
+        "in a database of yours, transfers, payments, bets and in-process can be measured": bool(
+            setting.store
+        )
+        and (setting.scenario not in (*WORKLOADS, "in-process") or setting.address is not None),
+        "1 to 64 workers, of a server of our own": setting.workers != 1
+        and (
+            not 1 <= setting.workers <= WORKERS_MAX
+            or setting.scenario not in WORKLOADS
+            or setting.address is not None
+        ),
         "a filled book needs as many accounts as there are users": is_filled
         and setting.preload_accounts < setting.users,
     }
@@ -73,9 +94,13 @@ def run(setting: Setting, report: Report) -> Figures:
     with _scratch(setting.directory) as directory:
         if setting.scenario in DESK:
             return run_desk(setting, directory, report)
-        if setting.scenario == "in-process":
-            return _run_in_process(setting, directory, report)
-        return _run_served(setting, directory, report)
+        book = BenchPlace(setting.store or directory / "book")
+        try:
+            if setting.scenario == "in-process":
+                return _run_in_process(setting, book, directory, report)
+            return _run_served(setting, book, directory, report)
+        finally:
+            book.remove()
 
 
 @contextmanager
@@ -88,14 +113,14 @@ def _scratch(parent: Path | None) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run_served(setting: Setting, directory: Path, report: Report) -> Figures:
+def _run_served(setting: Setting, book: BenchPlace, directory: Path, report: Report) -> Figures:
     """Measure a server of our own on a fresh book, then verify the book."""
     name = secrets.token_hex(3)
-    book = directory / "book"
-    filled = _preload(setting, book, name, report) if setting.preload_accounts else Growth(0, 0)
+    filled = _preload(setting, book, name, report)
     report("starting the server", 0.0)
     syncs = sync_times(directory)
-    with Server(book, log=directory / "log") as server:
+    options = [*book.options, "--workers", str(setting.workers)]
+    with Server(book.place, log=directory / "log", options=options) as server:
         address = (server.host, server.port)
         asker = Asker(address)
         with Worker(_load_job(setting, address, name)) as worker:
@@ -111,18 +136,30 @@ def _run_served(setting: Setting, directory: Path, report: Report) -> Figures:
             after, batches_after = usage(server.pid), asker.batches()
     syncs += sync_times(directory)
     report("verifying the book", 1.0)
-    verdict = verify(book)
+    verdict = book.verify()
     spent = Spent(
         before=before,
         middle=seen[len(seen) // 2] if seen else None,
         after=after,
         answered=max(1, sum(rows[0].statuses.values())),
-        growth=Growth(size_bytes(book) - filled.size_bytes, verdict.sequence - filled.entries),
+        growth=Growth(book.size_bytes() - filled.size_bytes, verdict.sequence - filled.entries),
         syncs=syncs,
         mean_batch=mean_batch(batches, batches_after),
         stolen_percent=worker.stolen_percent,
     )
-    return figures_of(setting, rows, spent, verified=verdict.ok, first_wrong=verdict.first_wrong)
+    return _figures(setting, rows, spent, verdict)
+
+
+def _figures(setting: Setting, rows: list[Row], spent: Spent, verdict: Verdict) -> Figures:
+    durability = IN_DATABASE if setting.store else DURABLE
+    return figures_of(
+        setting,
+        rows,
+        spent,
+        verified=verdict.ok,
+        first_wrong=verdict.first_wrong,
+        durability=durability,
+    )
 
 
 def _run_elsewhere(setting: Setting, address: tuple[str, int], report: Report) -> Figures:
@@ -140,13 +177,15 @@ def _run_elsewhere(setting: Setting, address: tuple[str, int], report: Report) -
     return figures_of(setting, rows, spent, verified=asker.verify(), durability=durability)
 
 
-def _run_in_process(setting: Setting, directory: Path, report: Report) -> Figures:
+def _run_in_process(setting: Setting, book: BenchPlace, directory: Path, report: Report) -> Figures:
     """Measure batches on a durable book without HTTP, then verify the book."""
-    book = directory / "book"
+    size_before = book.size_bytes() if setting.store else 0
     syncs = sync_times(directory)
     kinds = KEY_KINDS if setting.keys == "both" else (setting.keys,)
     job = InProcessJob(
-        directory=str(book),
+        directory=str(directory / "book"),
+        store=setting.store,
+        book=book.book,
         batches=setting.batches,
         keys=kinds,
         users=setting.users,
@@ -161,17 +200,17 @@ def _run_in_process(setting: Setting, directory: Path, report: Report) -> Figure
         after = worker.last_usage
     syncs += sync_times(directory)
     report("verifying the book", 1.0)
-    verdict = verify(book)
+    verdict = book.verify()
     spent = Spent(
         before=before,
         after=after,
         answered=sum(row.requests for row in rows),
-        growth=Growth(size_bytes(book), verdict.sequence),
+        growth=Growth(book.size_bytes() - size_before, verdict.sequence),
         syncs=syncs,
         mean_batch=float(setting.batches[0]),
         stolen_percent=worker.stolen_percent,
     )
-    return figures_of(setting, rows, spent, verified=verdict.ok, first_wrong=verdict.first_wrong)
+    return _figures(setting, rows, spent, verdict)
 
 
 def _run_facade(setting: Setting, report: Report) -> Figures:
@@ -219,11 +258,12 @@ def _load_job(setting: Setting, address: tuple[str, int], name: str) -> LoadJob:
     )
 
 
-def _preload(setting: Setting, directory: Path, name: str, report: Report) -> Growth:
-    """Fill a book through the engine in this process; return what is in it then."""
+def _preload(setting: Setting, place: BenchPlace, name: str, report: Report) -> Growth:
+    """Fill a book through the engine in this process, if so told; return what is there then."""
+    if not setting.preload_accounts:
+        return Growth(place.size_bytes() if setting.store else 0, 0)
     total = 2 * setting.preload_accounts + setting.preload_keys
-    book = open_book(directory)
-    try:
+    with place.opened() as book:
         fill(
             book,
             run=name,
@@ -233,6 +273,4 @@ def _preload(setting: Setting, directory: Path, name: str, report: Report) -> Gr
             report=lambda done: report(f"filling the book: {done} of {total}", done / total),
         )
         entries = book.engine.head.sequence
-    finally:
-        book.store.close()
-    return Growth(size_bytes(directory), entries)
+    return Growth(place.size_bytes(), entries)

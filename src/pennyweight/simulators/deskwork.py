@@ -14,8 +14,9 @@ from pennyweight.products.general import LoadBalances
 from pennyweight.products.withdrawals.settle import Settle
 from pennyweight.products.withdrawals.withdraw import Withdraw
 from pennyweight.runtime.inline import InlineBook
+from pennyweight.simulators.benchplace import BenchPlace
 from pennyweight.simulators.histogram import Histogram
-from pennyweight.simulators.inprocess import NotDone, execute, open_book
+from pennyweight.simulators.inprocess import NotDone, execute
 from pennyweight.simulators.jobs import DeskJob, Row, row_of
 from pennyweight.simulators.population import rows
 from pennyweight.simulators.sampling import Skew, keys
@@ -45,23 +46,19 @@ def fill_population(
 
     Returns how many entries it has. Reports what is done.
     """
-    book = open_book(directory)
-    try:
+    with BenchPlace(directory).opened() as book:
         done = 0
         for batch in _batches(itertools.chain(_loads(users, seed), map(_withdraw, held))):
             done += execute(book, batch)
             report(done)
         return book.engine.head.sequence
-    finally:
-        book.store.close()
 
 
 def run_desk(job: DeskJob, ready: Callable[[], None], report: Callable[[int], None]) -> list[Row]:
     """Measure withdrawals, each settled in the next batch, or settlements of what is held."""
     directory = Path(job.directory)
     fill_population(directory, job.users, job.seed)
-    book = open_book(directory, users_max=job.users_in_memory)
-    try:
+    with BenchPlace(directory).opened(users_max=job.users_in_memory) as book:
         ready()
         if job.scenario == "withdrawals":
             return [_withdrawals(book, job, size, report) for size in job.batches]
@@ -71,8 +68,6 @@ def run_desk(job: DeskJob, ready: Callable[[], None], report: Callable[[int], No
             for is_warm in (False, True)
             for has_id in (False, True)
         ]
-    finally:
-        book.store.close()
 
 
 # ── withdrawals ───────────────────────────────────────────────────────────────────

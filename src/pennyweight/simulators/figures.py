@@ -10,8 +10,9 @@ from pennyweight.simulators.machine import Usage, median_microseconds
 from pennyweight.simulators.withdrawing import Settle
 
 DURABLE = "WAL, synchronous=FULL"
+IN_DATABASE = "as the database has it"
 _MEBIBYTE = 1 << 20
-_HIDDEN = {"scenario", "token", "directory"}
+_HIDDEN = {"scenario", "token", "directory", "store"}
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +22,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     book before. `rate` makes the loop an open one. `directory` is where the book's own
     temporary directory is made. For withdrawals and settlements: `users_in_memory` is the
     server's bound, `settle` how withdrawals end, `settle_rate` messages a second by Kafka,
-    `messages` the settlements of each case.
+    `messages` the settlements of each case. `store` is the URL of a database that gets our
+    own book; `workers` are the processes that speak HTTP.
     """
 
     scenario: str
@@ -45,6 +47,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     settle_rate: float = 5_000
     messages: int = 20_000
     is_in_process: bool = False
+    store: str = ""
+    workers: int = 1
 
 
 class Growth(msgspec.Struct, frozen=True):

@@ -1,21 +1,19 @@
 """Batches of transfers on a durable book in this process, and filling a book quickly."""
 
 import random
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pennyweight.engine.engine import Submission
+from pennyweight.engine.port import Store
 from pennyweight.engine.receipts import Receipt
 from pennyweight.products.general import OpenAccount, Transfer
-from pennyweight.runtime.clock import wall_clock
 from pennyweight.runtime.inline import InlineBook
-from pennyweight.runtime.opening import open_engine
+from pennyweight.simulators.benchplace import BenchPlace
 from pennyweight.simulators.histogram import Histogram
 from pennyweight.simulators.jobs import InProcessJob, Row, row_of
 from pennyweight.simulators.sampling import Skew, keys, pairs
-from pennyweight.stores.sqlite import SQLiteStore
 
 BATCH_MAX = 1_000
 _FUNDS = "1000000000"
@@ -24,14 +22,6 @@ _PAIRS = 1 << 13
 
 class NotDone(Exception):
     """A command of the benchmark was refused or failed."""
-
-
-def open_book(directory: Path, *, users_max: int = 10_000) -> InlineBook:
-    """Open the durable book of a directory, on this process's clock."""
-    directory.mkdir(parents=True, exist_ok=True)
-    store = SQLiteStore.open(directory, new_incarnation=secrets.token_hex(8))
-    engine = open_engine(store, now=wall_clock(), users_max=users_max)
-    return InlineBook(engine, store, wall_clock)
 
 
 def account_id(run: str, user: int) -> str:
@@ -77,12 +67,13 @@ def run_batches(
     job: InProcessJob, ready: Callable[[], None], report: Callable[[int], None]
 ) -> list[Row]:
     """Measure each batch size with each kind of key, on one book that grows along the way."""
-    book = open_book(Path(job.directory), users_max=max(10_000, 2 * job.users))
-    fill(book, run="", accounts=job.users, keys_count=0, is_ordered=True)
-    ready()
-    rows = [_measure(book, job, size, kind, report) for kind in job.keys for size in job.batches]
-    book.store.close()
-    return rows
+    place = BenchPlace(job.store or Path(job.directory), job.book)
+    with place.opened(users_max=max(10_000, 2 * job.users)) as book:
+        fill(book, run="", accounts=job.users, keys_count=0, is_ordered=True)
+        ready()
+        return [
+            _measure(book, job, size, kind, report) for kind in job.keys for size in job.batches
+        ]
 
 
 def _measure(
@@ -92,6 +83,7 @@ def _measure(
     chosen = _transfers("", draw, Skew(job.skew), job.users, is_ordered=kind == "ordered")
     histogram = Histogram()
     done = 0
+    line = _Line(book.store)
     clock = time.perf_counter_ns
     cpu, started = time.process_time(), clock()
     now, end = started, started + int(job.seconds * 1e9)
@@ -104,13 +96,34 @@ def _measure(
         if now >= next_report:
             next_report = now + 500_000_000
             report(done)
-    return row_of(
+    row = row_of(
         f"batches of {size}, {kind} keys",
         histogram,
         requests=done,
         seconds=(now - started) / 1e9,
         cpu_seconds=time.process_time() - cpu,
     )
+    line.tell(row, batches=histogram.count)
+    return row
+
+
+class _Line:
+    """What goes over the line to a database; nothing where there is none."""
+
+    def __init__(self, store: Store) -> None:
+        self._traffic = getattr(store, "traffic", None)
+        self._before = self._now()
+
+    def tell(self, row: Row, *, batches: int) -> None:
+        """Add what went over it since the beginning."""
+        if self._traffic is not None:
+            trips, sent = (now - then for now, then in zip(self._now(), self._before, strict=True))
+            row.round_trips = round(trips / max(1, batches), 2)
+            row.sent_bytes = round(sent / max(1, row.requests), 1)
+
+    def _now(self) -> tuple[int, int]:
+        traffic = self._traffic
+        return (0, 0) if traffic is None else (traffic.round_trips, traffic.bytes_sent)
 
 
 def _openings(run: str, accounts: int) -> Iterator[Submission]:

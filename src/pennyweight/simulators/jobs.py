@@ -29,9 +29,14 @@ class LoadJob(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
 
 
 class InProcessJob(msgspec.Struct, frozen=True, kw_only=True, tag="in-process"):
-    """Execute batches of transfers on a durable book in the worker's own process."""
+    """Execute batches of transfers on a durable book in the worker's own process.
+
+    It is in a directory, or in the database `store` under the name `book`.
+    """
 
     directory: str
+    store: str = ""
+    book: str = ""
     batches: tuple[int, ...]
     keys: tuple[str, ...]
     users: int
@@ -78,6 +83,8 @@ class Row(msgspec.Struct, kw_only=True):
 
     `dropped` were due in an open loop and never sent. `cpu_us` is the worker's own
     processor time for each request. `sent` are messages to Kafka beside the requests.
+    `round_trips` are those to a database for each batch, `sent_bytes` what goes there for
+    each request.
     """
 
     case: str
@@ -94,6 +101,8 @@ class Row(msgspec.Struct, kw_only=True):
     cpu_us: float = 0.0
     cache_hit_ratio: float | None = None
     sent: int = 0
+    round_trips: float | None = None
+    sent_bytes: float | None = None
     is_correct: bool = True
     """False when the worker saw for itself that money went missing."""
 

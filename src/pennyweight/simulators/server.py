@@ -145,10 +145,10 @@ def _words(place: Path | str) -> list[str]:
     return ["--store", place] if isinstance(place, str) else ["--data", str(place)]
 
 
-def verify(place: Path | str) -> Verdict:
+def verify(place: Path | str, options: Sequence[str] = ()) -> Verdict:
     """Run `pennyweight verify` on a book and return what it says."""
     done = subprocess.run(  # noqa: S603 - our own command
-        [*COMMAND, "verify", *_words(place), "--json"],
+        [*COMMAND, "verify", *_words(place), *options, "--json"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,

@@ -19,7 +19,7 @@ from pennyweight.delivery.cli.bench_shared import (
     WarmUp,
     measure,
 )
-from pennyweight.delivery.cli.shared import host_and_port
+from pennyweight.delivery.cli.shared import database_of, host_and_port
 from pennyweight.simulators.figures import Setting
 
 app = App(name="bench", help="Measure speed, then verify the book.", result_action="return_value")
@@ -60,6 +60,15 @@ def bench(
     runs: Runs = 1,
     seed: Annotated[int, Parameter(help="Who pays whom.")] = 1,
     directory: Directory = None,
+    store: Annotated[
+        str | None,
+        Parameter(
+            help="Transfers, payments, bets, in-process: a database for the book, which gets a "
+            "name of its own there, instead of a directory.",
+            negative=(),
+        ),
+    ] = None,
+    workers: Annotated[int, Parameter(help="Processes of the server that speak HTTP.")] = 1,
     json: JsonFile = None,
 ) -> int:
     """Measure how fast money moves, durably, and verify the book afterwards.
@@ -69,10 +78,15 @@ def bench(
     wins in turn. `in-process` executes batches on a durable book without HTTP, `facade`
     bets and wins in Python, in memory. Every request has a key of its own.
 
+    With `--store` the book is in a database, and is removed from it afterwards, if the role
+    may. In process, round trips for each batch and bytes sent for each transfer are counted.
+
     With `--rate`, latency counts from the moment a request was due. Exits with 1 when the
     book is not right afterwards.
 
     Example: pennyweight bench transfers --connections 64 --seconds 10
+
+    Example: pennyweight bench transfers --store postgresql://owner@db.local/bench
     """
     setting = Setting(
         scenario=scenario,
@@ -91,5 +105,7 @@ def bench(
         threads=threads,
         seed=seed,
         directory=directory,
+        store="" if store is None else database_of(store),
+        workers=workers,
     )
     return measure(setting, runs, json)

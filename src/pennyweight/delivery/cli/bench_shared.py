@@ -138,6 +138,11 @@ def _beside(figures: Figures) -> Iterator[tuple[str, str]]:
         rates = ", ".join(f"{rate:.0f}" for rate in figures.runs)
         yield "requests/s of all runs", f"{rates}; variation {figures.variation_percent} %"
     for row in figures.rows:
+        if row.round_trips is not None:
+            yield (
+                f"to the database, {row.case}",
+                (f"{row.round_trips} round trips a batch, {row.sent_bytes} bytes a transfer"),
+            )
         if row.errors:
             yield f"statuses of {row.case}", ", ".join(f"{k}: {v}" for k, v in row.statuses.items())
     yield "verified", "yes" if figures.verified else "NO"

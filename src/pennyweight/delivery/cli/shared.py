@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
-from pennyweight.stores.places import Place, is_database, is_url, read_url
+from pennyweight.stores.places import BadPlace, Place, is_database, is_url, read_url
 
 if TYPE_CHECKING:  # `--help` does without the engine
     from pennyweight.config import Config
@@ -187,6 +187,17 @@ def _folder(data: Path) -> Path:
     if is_url(data):
         raise UserError("--data is a folder; a URL is given with --store", code=2)
     return data
+
+
+def database_of(url: str) -> str:
+    """Read the URL of a database. Raises UserError."""
+    try:
+        place = read_url(url)
+    except BadPlace as error:
+        raise UserError(str(error), code=2) from None
+    if isinstance(place, Path):
+        raise UserError(f"{url} is no database", code=2)
+    return place
 
 
 def open_book(found: Where) -> Store:
