@@ -147,6 +147,16 @@ def test_cut_at_once_leaves_the_statement_at_work(proxy, server, direct):
     assert eventually(lambda: proxy.connections == 0)
 
 
+def test_answers_for_a_client_that_is_gone_are_dropped(proxy, direct):
+    proxy.add(Rule(Fault.CUT_AT_ONCE, APPEND))
+    proxy.add(Rule(Fault.CUT_HEARD, APPEND))
+    with connect(proxy) as connection, pytest.raises(psycopg.OperationalError):
+        connection.cursor().executemany(STATEMENT, [["first"], ["second"]])
+    assert eventually(lambda: proxy.connections == 0)
+    assert words(direct) == ["first", "second"]
+    assert proxy.failures == []
+
+
 def test_cut_behind_a_full_answer_is_found_by_the_next_statement(proxy, direct):
     proxy.add(Rule(Fault.CUT_HEARD, APPEND))
     with connect(proxy) as connection:

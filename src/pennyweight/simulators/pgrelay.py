@@ -45,13 +45,13 @@ class End:
         return data
 
     async def flush(self) -> None:
-        """Write what has been gathered."""
+        """Write what has been gathered; nothing when this end was hung up."""
         data, self.out = bytes(self.out), bytearray()
         if not data:
             return
         if self._behaviour.latency_seconds:
             await asyncio.sleep(self._behaviour.latency_seconds)
-        while data:
+        while data and not self._writer.is_closing():
             rate = self._behaviour.bytes_per_second
             size = max(1, rate // _PIECES_A_SECOND) if rate else len(data)
             self._writer.write(data[:size])
@@ -216,7 +216,7 @@ class Connection:
             await self._server.flush()
             await asyncio.Event().wait()  # its completion is the connection's end
         else:
-            self._is_leaving = rule.fault is Fault.CUT_AT_ONCE
+            self._is_leaving |= rule.fault is Fault.CUT_AT_ONCE
             self._pass(message, rule)
 
     def _pass(self, message: Message, rule: Rule | None = None) -> None:
