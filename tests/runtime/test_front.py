@@ -642,6 +642,17 @@ def test_owner_of_another_version() -> None:
     puppet.close()
 
 
+@pytest.mark.parametrize("kind", ["challenge", "welcome"])
+def test_greeting_that_comes_twice(puppet: Puppet, kind: str) -> None:
+    asking = Asking(puppet.address)
+    puppet.accept()
+    until(lambda: not asking.front.down)
+    again = {"challenge": [VERSION, RULES, "main", bytes(32)], "welcome": [bytes(32), "first", 9]}
+    puppet.say(kind, *again[kind])
+    until(lambda: "twice" in asking.front.down)
+    asking.close()
+
+
 def test_another_book(owner: Owner) -> None:
     asking = Asking(owner.address, book="other")
     until(lambda: "it owns the book 'main', this process serves 'other'" in asking.front.down)

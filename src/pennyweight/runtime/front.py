@@ -66,6 +66,8 @@ TURNED_AWAY_SECONDS = 1.0
 
 CONNECT_SECONDS = 2.0
 
+_PARTING_SECONDS = 1.0
+
 NO_OWNER = "no_owner"
 STOPPING = "stopping"
 
@@ -129,6 +131,9 @@ class Front:
         self._last = 0
         self._key = ""
         self._link: _Link | None = None
+        """The connection to the owner, once each has proven who it is."""
+        self.connected: set[_Link] = set()
+        """Connections that are not closed yet."""
         self._suspect = ("", 0)
         """Address and epoch of an owner that seemed to be a former one."""
         self._is_flushing = False
@@ -191,6 +196,7 @@ class Front:
             await asyncio.wait([self._answered_all], timeout=timeout_seconds)
         if self._seeker is not None:
             self._seeker.cancel()
+            await asyncio.wait([self._seeker])
         if self._timer is not None:
             self._timer.cancel()
         if self._thread is not None:
@@ -200,6 +206,9 @@ class Front:
         self.down = "this front is stopping"
         for pending in list(self._pending.values()):
             self._give_up(pending, STOPPING, "the server is stopping")
+        if self.connected:
+            closed = [link.closed for link in self.connected]
+            await asyncio.wait(closed, timeout=_PARTING_SECONDS)
 
     def stop(self, timeout_seconds: float | None = None) -> None:
         """Do as `close`, from another thread than the loop's."""
@@ -249,6 +258,9 @@ class Front:
         except (OSError, ValueError, TimeoutError) as error:
             link.end(f"it cannot be reached: {str(error) or 'no answer'}")
             return SEEK_SECONDS
+        except asyncio.CancelledError:
+            link.end("this front is stopping")
+            raise
         began = loop.time()
         try:
             await link.over
@@ -449,11 +461,25 @@ class _Link(Channel):
         self.sent: dict[int, _Pending] = {}
         """What was sent and not answered, those included who do not wait any more."""
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when nothing is said any more."""
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the connection is gone, too."""
         self.is_turned_away = False
         self._front = front
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._expected = b""
         self._timer = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._next_beat)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `Channel`."""
+        super().connection_made(transport)
+        self._front.connected.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See `Channel`."""
+        super().connection_lost(error)
+        self._front.connected.discard(self)
+        self.closed.set_result(None)
 
     def heard(self, message: Any) -> None:
         """See `Channel`."""
@@ -488,6 +514,9 @@ class _Link(Channel):
 
     def _introduce(self, owner: Challenge) -> None:
         """Prove who we are, to an owner of our own version."""
+        if self._expected:
+            self.end("it asked twice who we are")
+            return
         book, secret = self._front.book, self._front.secret
         why = difference(owner.version, owner.rules)
         if not why and owner.book != book:
@@ -504,6 +533,9 @@ class _Link(Channel):
 
     def _arrive(self, welcome: Welcome) -> None:
         """Believe an owner that knows the secret too."""
+        if self.is_proven:
+            self.end("it welcomed us twice")
+            return
         if not self._expected or not is_proof(welcome.proof, self._expected):
             self.is_turned_away = True
             self.end("it does not know our secret")
