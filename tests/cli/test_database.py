@@ -1,10 +1,13 @@
 """The verbs on a book in a database: the same words, the same answers as in a folder."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +22,9 @@ from pennyweight.config import Config, Store
 from pennyweight.delivery.cli import copying
 from pennyweight.engine.port import NotOwner, StoreError, StoreInUse, StoreUnavailable
 from pennyweight.products.general import LoadBalances
+from pennyweight.proving import ProofFailed, prove
 from pennyweight.runtime.holding import holding
+from pennyweight.simulators.server import Server
 from pennyweight.stores.memory import Head, MemoryStore
 from pennyweight.stores.postgres import PostgresStore
 
@@ -555,6 +560,71 @@ def test_recover(filled: str, cli: Cli) -> None:
     with open_inline(filled, Config(store=Store(book="main"))) as opened:
         opened.execute(LoadBalances("7", (("USD", "1"),)))
     assert cli("verify", "--store", filled).code == 0
+
+
+# ── served ────────────────────────────────────────────────────────────────────────
+
+
+def call(address: str, method: str, path: str, token: str = "") -> tuple[int, Any]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(address + path, method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def until(is_so: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_instances_take_up_keys_and_prove_the_book(
+    filled: str, users: Path, tmp_path: Path, cli: Cli
+) -> None:
+    with (
+        Server(filled, log=tmp_path / "one.log") as one,
+        Server(filled, log=tmp_path / "two.log") as two,
+    ):
+        both = (one.address, two.address)
+        for address in both:
+            assert call(address, "GET", "/v1/accounts/user:101:USD")[1]["posted"] == "20.25"
+        for address in both:
+            assert call(address, "POST", "/v1/verify")[0] == 202
+            until(lambda: call(address, "GET", "/v1/verify")[1]["state"] == "done")  # noqa: B023
+            assert call(address, "GET", "/v1/verify")[1]["report"]["ok"] is True
+        ran = cli("load", users, "--store", filled)
+        assert (ran.code, "in use by" in ran.err) == (2, True)
+        token = cli("keys", "create", "ledger:write", "--store", filled).out.strip()
+        for address in both:
+            until(lambda: call(address, "GET", "/v1/assets")[0] == 401)  # noqa: B023
+            assert call(address, "GET", "/v1/assets", token)[0] == 200
+        assert cli("keys", "revoke", token.partition(".")[0], "--store", filled).code == 0
+        for address in both:
+            until(lambda: call(address, "GET", "/v1/assets", token)[0] == 401)  # noqa: B023
+
+
+def test_a_proof_is_asked_for_without_the_url_on_the_command_line(
+    filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    popen = subprocess.Popen
+
+    def start(command: list[str], **options: Any) -> Any:
+        started.append(command)
+        return popen(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    heard: list[tuple[int, int]] = []
+    report = prove(filled, "main", lambda done, entries: heard.append((done, entries)))
+    assert report.ok
+    assert heard[-1] == (report.entries, report.entries)
+    assert filled not in " ".join(*started)
+    with pytest.raises(ProofFailed, match="there is no book eu"):
+        prove(filled, "eu", lambda *_: None)
 
 
 # ── bench ─────────────────────────────────────────────────────────────────────────

@@ -60,6 +60,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 start_new_session=True,  # Ctrl-C is ours to handle, then we stop it in order
+                env=_environment(place),
             )
         self.pid = self._process.pid
         try:
@@ -141,8 +142,15 @@ class Server:
 
 
 def _words(place: Path | str) -> list[str]:
-    """Say a place as the command line wants it."""
-    return ["--store", place] if isinstance(place, str) else ["--data", str(place)]
+    """Say a place as the command line wants it; a URL, which everybody could read there, is not."""
+    return [] if isinstance(place, str) else ["--data", str(place)]
+
+
+def _environment(place: Path | str) -> dict[str, str]:
+    """Return the environment that says a URL, beside our own."""
+    return (
+        {**os.environ, "PENNYWEIGHT_STORE_URL": place} if isinstance(place, str) else {**os.environ}
+    )
 
 
 def verify(place: Path | str, options: Sequence[str] = ()) -> Verdict:
@@ -152,6 +160,7 @@ def verify(place: Path | str, options: Sequence[str] = ()) -> Verdict:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
+        env=_environment(place),
     )
     try:
         return msgspec.json.decode(done.stdout, type=Verdict)
