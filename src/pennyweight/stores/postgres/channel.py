@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Sequence
 from hashlib import blake2s
+from select import select
 from weakref import WeakSet
 
 import msgspec
-from psycopg import Connection, Error
+from psycopg import Connection, Error, OperationalError
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
@@ -72,7 +73,6 @@ class Channel:
         """When the line is cut, by the monotonic clock; 0 while nothing is asked."""
         self._traffic = traffic
         self._pgconn: PGconn = connection.pgconn
-        self._pgconn.nonblocking = 0
         self._pgconn.notice_handler = self._noticed
         self._is_prepared = is_prepared
         self._prepared: set[bytes] = set()
@@ -161,22 +161,30 @@ class Channel:
         return results
 
     def _next_result(self) -> PGresult:
-        """Wait for the one result of a statement in a pipeline."""
-        result = self._pgconn.get_result()
-        if result is None:
-            raise ServerError("the connection broke", is_lost=True)
-        if result.status != ExecStatus.PIPELINE_SYNC:
-            self._pgconn.get_result()  # the end of this statement
+        """Wait for the one result of a statement in a pipeline, and for the statement's end."""
+        result = self._get_result()
+        if result is None or self._pgconn.status != ConnStatus.OK:
+            raise OperationalError("the connection broke")
+        self._get_result()
         return result
 
     def _end_pipeline(self) -> None:
-        result = self._pgconn.get_result()
-        while result is None or result.status != ExecStatus.PIPELINE_SYNC:
-            if self._pgconn.status != ConnStatus.OK:
-                self.is_lost = True
-                return
-            result = self._pgconn.get_result()
+        result = self._get_result()
+        if result is None or result.status != ExecStatus.PIPELINE_SYNC:
+            raise OperationalError("the connection broke")
         self._pgconn.exit_pipeline_mode()
+
+    def _get_result(self) -> PGresult | None:
+        """Wait for what comes next. The library's own function would keep the interpreter's lock."""
+        pgconn, descriptor = self._pgconn, self._pgconn.socket
+        while pgconn.flush():
+            readable, _, _ = select([descriptor], [descriptor], [])
+            if readable:
+                pgconn.consume_input()
+        while pgconn.is_busy():
+            select([descriptor], [], [])
+            pgconn.consume_input()
+        return pgconn.get_result()
 
     def _prepare(self, statement: Statement) -> None:
         """Prepare a statement; where that breaks the connection, it never ran."""

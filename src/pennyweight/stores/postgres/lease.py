@@ -110,7 +110,9 @@ class Office:
                 try:
                     return self._run(sql, values)
                 except ServerError as error:
-                    if error.is_again and attempt < TRIES_MAX:
+                    if error.is_stale and attempt < TRIES_MAX:
+                        self._drop()
+                    elif error.is_again and attempt < TRIES_MAX:
                         time.sleep(random.uniform(0, 0.02))  # noqa: S311
                     elif error.is_lost and not has_reconnected:
                         has_reconnected = True

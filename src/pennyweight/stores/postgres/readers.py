@@ -158,6 +158,8 @@ class Readers:
                 if error.is_again and tries < TRIES_MAX:
                     tries += 1
                     time.sleep(random.uniform(0, 0.02))  # noqa: S311
+                elif error.is_stale and tries < TRIES_MAX:
+                    tries += 1
                 elif is_fresh or not channel.is_lost:
                     raise
 

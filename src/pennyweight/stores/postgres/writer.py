@@ -128,9 +128,9 @@ class Writer:
     def _try(self, work: Callable[[Channel], T], *, is_read: bool = False) -> T:
         """Do something, again where it lost against another. Raises ServerError, StoreUnavailable.
 
-        What only reads is also done again, once, on a new line.
+        What only reads, or has not run yet, is also done again, once, on a new line.
         """
-        has_reconnected = not is_read
+        has_reconnected = False
         for attempt in range(1, TRIES_MAX + 1):
             try:
                 return work(self._line())
@@ -141,7 +141,7 @@ class Writer:
                     self._drop()
                 elif error.is_again and attempt < TRIES_MAX:
                     time.sleep(random.uniform(0, min(_PAUSE_SECONDS_MAX, 0.001 * 2**attempt)))  # noqa: S311
-                elif error.is_lost and not has_reconnected:
+                elif error.is_lost and not has_reconnected and (is_read or not error.has_run):
                     has_reconnected = True
                 else:
                     raise
