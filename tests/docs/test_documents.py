@@ -7,9 +7,11 @@ The convention for whoever writes one:
   below it says otherwise. A command may go on after a backslash at the end of its line.
 - A block fenced as ```` ```sh ```` holds commands without a prompt and shows no output.
 - A block fenced as ```` ```http ```` holds a request, a blank line, and the answer's JSON.
+- A block fenced as ```` ```sql ```` holds statements, each ended by a semicolon at the end of its
+  line. A document that has one is played on a PostgreSQL of its own: see `stages`.
 - A block fenced as ```` ```python ```` with `>>>` prompts is a doctest.
-- What does not end by itself (`serve`, `demo`, `make run`) or belongs to another machine goes
-  into a block of another language, or of none: those are not run.
+- What does not end by itself (`demo`, `make run`; `serve` but with a `&` on PostgreSQL) or belongs
+  to another machine goes into a block of another language, or of none: those are not run.
 
 Each document has a book and a server of its own, from its first block to its last, so its
 commands tell one story. They run in an empty folder, where the book is `./book` and
@@ -21,21 +23,18 @@ the shown output stands for any text.
 import doctest
 import http.client
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from served_process import serving
+from stages import on_a_folder, on_postgres
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
-RUN = ("console", "sh", "http")
+RUN = ("console", "sh", "http", "sql")
 ENDLESS = re.compile(r"\b(make run|pennyweight (serve|demo))\b")
 
 VARYING = [
@@ -102,30 +101,15 @@ def commands_of(block):
     return [(command, "\n".join(shown).strip() or None, code) for command, shown, code in commands]
 
 
-def sandbox(folder):
-    """Make the folder in which a document's commands run."""
-    programs = folder / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    program = programs / "pennyweight"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pennyweight "$@"\n')
-    program.chmod(0o755)
-    (folder / "book").mkdir()
-    return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
-
-
-def run_command(command, address, folder, environment):
-    assert not ENDLESS.search(command), "it does not end: put it into a block without a language"
-    here = re.sub(r"(http://)?localhost:8080", address, command)
-    ran = subprocess.run(
-        ["bash", "-c", here],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return ran.returncode, ran.stdout, ran.stderr
+def run_commands(block, place, stage):
+    """Run the commands of a block and compare what they print."""
+    for command, shown, code in commands_of(block):
+        is_endless = ENDLESS.search(command) and not command.endswith(" &")
+        assert not is_endless, "it does not end: put it into a block without a language"
+        exit_code, printed, errors = stage.run(command)
+        told = f"{place}\n$ {command}\n{printed}{errors}"
+        assert exit_code == code, told
+        assert shown is None or matches(shown, printed), f"{told}\nshown: {shown}"
 
 
 def run_http(block, address):
@@ -145,20 +129,16 @@ def run_http(block, address):
 def test_document_runs(document, tmp_path):
     if shutil.which("curl") is None:
         pytest.skip("not here: curl")
-    environment = sandbox(tmp_path)
-    with serving(tmp_path / "book") as server:
-        for block in blocks_of(document):
-            place = f"{document.name}:{block.line}"
+    blocks = blocks_of(document)
+    is_on_postgres = any(block.language == "sql" for block in blocks)
+    with (on_postgres if is_on_postgres else on_a_folder)(tmp_path) as stage:
+        for block in blocks:
             if block.language == "http":
-                run_http(block, server.address)
+                run_http(block, stage.address)
+            elif block.language == "sql":
+                stage.execute(block.text)
             elif block.language in RUN:
-                for command, shown, code in commands_of(block):
-                    exit_code, printed, errors = run_command(
-                        command, server.address, tmp_path, environment
-                    )
-                    told = f"{place}\n$ {command}\n{printed}{errors}"
-                    assert exit_code == code, told
-                    assert shown is None or matches(shown, printed), f"{told}\nshown: {shown}"
+                run_commands(block, f"{document.name}:{block.line}", stage)
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda document: document.stem)
