@@ -123,6 +123,8 @@ def _places(instances: Instances, database: PostgresServer) -> str:
         for number, server in enumerate(instances.servers, 1)
     ]
     first = instances.servers[(owner or 1) - 1]
+    called = Path(sys.argv[0])  # under which name we were started; `-m` has none
+    program = called if called.name == "pennyweight" else "pennyweight"
     return "\n".join(
         [
             "  (a balancer, with three instances of the engine behind it)",
@@ -133,7 +135,7 @@ def _places(instances: Instances, database: PostgresServer) -> str:
             "see another instance take the book over, and start the first again:",
             "",
             f"  kill -9 {first.pid}",
-            f"  pennyweight serve --store {database.url} --port {first.port}",
+            f"  {program} serve --store {database.url} --port {first.port}",
             "",
         ]
     )
