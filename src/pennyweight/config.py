@@ -239,7 +239,7 @@ def load(
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(str(error), origins)) from None
-    _check(config)
+    _check(config, origins)
     return Loaded(config, origins)
 
 
@@ -318,11 +318,11 @@ def _value_of(name: str, variable: str, text: str) -> Any:
     return text
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, origins: Mapping[str, str]) -> None:
     """Check what types cannot say. Raises ConfigError."""
     if not 0 <= config.server.port <= 65_535:
         raise ConfigError(f"server.port is {config.server.port}, not between 0 and 65535")
-    _check_store(config)
+    _check_store(config, origins["store.url"])
     _check_users_max(config.cache.users_max)
     if config.engine.queue_max < 1 or config.engine.batch_max < 1:
         raise ConfigError("engine.queue_max and engine.batch_max are at least 1")
@@ -345,7 +345,7 @@ def _check(config: Config) -> None:
             raise ConfigError(f"auth.open_faces names {face!r}; faces are {', '.join(FACES)}")
 
 
-def _check_store(config: Config) -> None:
+def _check_store(config: Config, origin: str) -> None:
     """Check where the book is, and how instances share it. Raises ConfigError."""
     if not 1 <= config.server.workers <= WORKERS_MAX:
         raise ConfigError(f"server.workers is {config.server.workers}, not 1 to {WORKERS_MAX}")
@@ -353,7 +353,7 @@ def _check_store(config: Config) -> None:
         try:
             read_url(config.store.url)
         except BadPlace as error:
-            raise ConfigError(f"store.url: {error}") from None
+            raise ConfigError(f"store.url ({origin}): {error}") from None
     if _BOOK.fullmatch(config.store.book) is None:
         raise ConfigError(f"store.book is {config.store.book!r}; a book is named like main or eu-2")
     cluster = config.cluster

@@ -116,8 +116,8 @@ def test_a_variable_is_read_as_its_setting(variable: str, text: str, name: str, 
         ({"PENNYWEIGHT_CLUSTER_LISTEN": ""}, "cluster.listen is '', not HOST:PORT"),
         ({"PENNYWEIGHT_CLUSTER_ADVERTISE": "a:b"}, "cluster.advertise is 'a:b', not HOST:PORT"),
         ({"PENNYWEIGHT_STORE_BOOK": "Main"}, "store.book is 'Main'; a book is named like main"),
-        ({"DATABASE_URL": "mysql://h/x"}, "store.url: mysql://h/x: known are postgresql://"),
-        ({"PENNYWEIGHT_STORE_URL": "book"}, "store.url: this is no URL: known are"),
+        ({"DATABASE_URL": "mysql://h/x"}, "store.url (DATABASE_URL): mysql://h/x: known are"),
+        ({"PENNYWEIGHT_STORE_URL": "book"}, "store.url (PENNYWEIGHT_STORE_URL): this is no URL"),
     ],
 )
 def test_a_wrong_variable_is_named(environment: dict[str, str], problem: str) -> None:

@@ -104,8 +104,11 @@ def test_books_of_one_database_are_apart(filled: str, users: Path, cli: Cli) -> 
     ("words", "said"),
     [
         (("--data", "x", "--store", "sqlite:x"), "give --data or --store, not both"),
-        (("--store", "x"), "store.url: this is no URL"),
-        (("--store", "mysql://u:hush@h/x"), "store.url: mysql://u:***@h/x: known are"),
+        (("--store", "x"), "store.url (command line): this is no URL"),
+        (
+            ("--store", "mysql://u:hush@h/x"),
+            "store.url (command line): mysql://u:***@h/x: known are",
+        ),
         (("--store", "postgresql://u:hu/sh@h/x"), "write / ? # @ : in a name or password"),
         (("--store", "sqlite:x", "--book", "eu"), "a folder has one book, main"),
         (("--store", "sqlite:x", "--book", "E U"), "a book is named like main"),
