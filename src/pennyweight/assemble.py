@@ -188,7 +188,7 @@ def _create_in_database(place: Place, book: str, *, is_again: bool) -> Iterator[
     except BaseException:
         if is_begun:
             with suppress(StoreError):  # else it stays marked, and refused
-                _remove(url, book)
+                _remove(url, book, incarnation)
         raise
     finally:
         store.close()
@@ -216,18 +216,19 @@ def _remove_unfinished(url: str, book: str) -> None:
     except NoBook:
         return
     try:
-        is_left = bool(store.stage(UNFINISHED))
-        if is_left:
+        mark = store.stage(UNFINISHED)
+        if mark:
             with holding(store, HOLDING_SECONDS):
                 pass  # nobody is at it any more
     finally:
         store.close()
-    if is_left:
-        _remove(url, book)
+    if mark:
+        _remove(url, book, mark)
 
 
-def _remove(url: str, book: str) -> None:
-    _postgres().removing.remove_book(url, book)
+def _remove(url: str, book: str, mark: str) -> None:
+    """Remove a book that is unfinished still, and not begun anew by another."""
+    _postgres().removing.remove_book(url, book, marked=(UNFINISHED, mark))
 
 
 def renew(place: Place, book: str) -> str:

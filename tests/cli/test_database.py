@@ -401,6 +401,26 @@ def test_a_copy_that_was_begun_anew_elsewhere_is_not_called_finished(
     ran = cli("copy", "--from", book, "--to", database)
     assert ran.code == 1
     assert "somebody else began this copy anew" in ran.err
+    assert run_sql(database, "SELECT count(*) > 0 FROM pennyweight.entries") == [(True,)]
+
+
+def test_who_lost_a_copy_does_not_remove_that_of_the_next(
+    book: Path, database: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: Any, **options: Any) -> Any:
+        run_sql(database, "UPDATE pennyweight.heads SET expires_at = 0")
+        run_sql(
+            database, "UPDATE pennyweight.stage SET value = 'another' WHERE name = 'unfinished'"
+        )
+        with owned(database):
+            return copy_book(*arguments, **options)
+
+    copy_book = copying.copy_book
+    monkeypatch.setattr(assemble, "HOLDING_SECONDS", 600.0)
+    monkeypatch.setattr(copying, "copy_book", slow)
+    ran = cli("copy", "--from", book, "--to", database)
+    assert ran.code == 1
+    assert run_sql(database, "SELECT value FROM pennyweight.stage") == [("another",)]
 
 
 # ── roles ─────────────────────────────────────────────────────────────────────────

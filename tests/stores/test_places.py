@@ -34,6 +34,9 @@ def test_places_as_people_write_them(text: str, place: Place) -> None:
         ("postgresql://u:hu/sh@h/x", r"postgresql://u:\*\*\*@h/x: write / \? # @ : in"),
         ("postgresql://u:hu@sh@h/x", r"postgresql://u:\*\*\*@h/x: write / \? # @ : in"),
         ("postgresql://u:hu?sh@h/x", r"postgresql://u:\*\*\*@h/x: write / \? # @ : in"),
+        ("postgresql://u:hu%zzsh@h/x", r"postgresql://u:\*\*\*@h/x: write a space as %20 and %"),
+        ("postgresql://u:hu%00sh@h/x", r"postgresql://u:\*\*\*@h/x: write a space as %20 and %"),
+        ("postgresql://u:hu sh@h/x", r"postgresql://u:\*\*\*@h/x: write a space as %20 and %"),
         ("postgresql://h:hush/x", "the port in a URL is no number"),
     ],
 )

@@ -17,6 +17,7 @@ _KNOWN = f"{DATABASE_SCHEMES[0]}://HOST/DATABASE and {FOLDER_SCHEME}FOLDER"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _PASSWORD = re.compile(r"(?i)\b(\w*password)=[^&]*")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00|\s")
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
@@ -87,6 +88,8 @@ def _check_rest(name: str, rest: str) -> None:
     user, _, hosts = servers.rpartition("@")
     if "@" in user or "@" in path or ("@" in rest and "@" not in before and ":" in servers):
         raise BadPlace(f"{name}: write / ? # @ : in a name or password as %2F %3F %23 %40 %3A")
+    if _BAD_ESCAPE.search(rest):
+        raise BadPlace(f"{name}: write a space as %20 and % itself as %25")
     for host in hosts.split(","):
         _, colon, port = host.rpartition("]")[2].partition(":")
         if colon and port and _PORT.fullmatch(port) is None:

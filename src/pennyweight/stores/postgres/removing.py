@@ -13,13 +13,21 @@ _TABLES = """
 """
 
 
-def remove_book(url: str, book: str) -> None:
+_MARK = "SELECT value FROM pennyweight.stage WHERE book = %s AND name = %s FOR UPDATE"
+
+
+def remove_book(url: str, book: str, *, marked: tuple[str, str] | None = None) -> None:
     """Delete every row of a book, all or nothing; nobody may own it.
 
-    Only a role that may delete can, and one that serves may not. Raises StoreError.
+    With `marked`, only while that setting of the book has that value: another may have begun
+    it anew. Only a role that may delete can, and one that serves may not. Raises StoreError.
     """
     try:
         with Place(url).connect() as connection, connection.transaction():
+            if marked is not None:
+                name, value = marked
+                if connection.execute(_MARK, (book, name)).fetchall() != [(value,)]:
+                    return
             for (table,) in connection.execute(_TABLES).fetchall():
                 statement = sql.SQL("DELETE FROM pennyweight.{} WHERE book = %s")
                 connection.execute(statement.format(sql.Identifier(table)), (book,))
