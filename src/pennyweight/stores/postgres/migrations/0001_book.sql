@@ -11,7 +11,7 @@ CREATE TABLE pennyweight.heads (
     incarnation  text   COLLATE "C" NOT NULL,
     epoch        bigint NOT NULL,
     sequence     bigint NOT NULL,
-    chain        bytea  NOT NULL CHECK (octet_length(chain) = 32),
+    chain        bytea  NOT NULL,
     committed_at bigint NOT NULL,
     counters     text   COLLATE "C" NOT NULL,
     fence        bigint NOT NULL DEFAULT 0,
@@ -27,7 +27,7 @@ CREATE TABLE pennyweight.batches (
     first_sequence bigint NOT NULL,
     committed_at   bigint NOT NULL,
     header         bytea  NOT NULL,
-    chain          bytea  NOT NULL CHECK (octet_length(chain) = 32),
+    chain          bytea  NOT NULL,
     PRIMARY KEY (book, first_sequence)
 );
 
@@ -51,7 +51,8 @@ CREATE TABLE pennyweight.keys (
     PRIMARY KEY (book, product, key)
 );
 
--- `roots` is a JSON array of integers. Rows change in place while their page has room.
+-- `roots` is a JSON array of integers. Rows change in place while their page has room. Every
+-- constraint is read anew by every statement that changes rows, so that all is in one.
 CREATE TABLE pennyweight.accounts (
     book       text    COLLATE "C" NOT NULL,
     number     bigint  NOT NULL,
@@ -62,15 +63,20 @@ CREATE TABLE pennyweight.accounts (
     posted     numeric(38, 0) NOT NULL,
     held       numeric(38, 0) NOT NULL,
     owed       numeric(38, 0) NOT NULL,
-    open_holds bigint  NOT NULL CHECK (open_holds >= 0),
-    version    bigint  NOT NULL CHECK (version > 0),
-    lines      bigint  NOT NULL CHECK (lines >= 0),
+    open_holds bigint  NOT NULL,
+    version    bigint  NOT NULL,
+    lines      bigint  NOT NULL,
     is_closed  boolean NOT NULL,
     roots      text    COLLATE "C" NOT NULL,
     PRIMARY KEY (book, number),
-    CONSTRAINT held_is_not_negative CHECK (held >= 0),
-    CONSTRAINT owed_is_not_negative CHECK (owed >= 0),
-    CONSTRAINT floor_holds CHECK (floor IS NULL OR posted - held >= floor)
+    CONSTRAINT account_is_sound CHECK (
+        open_holds >= 0 AND version > 0 AND lines >= 0 AND held >= 0 AND owed >= 0
+        AND CASE
+            WHEN floor IS NULL THEN true
+            WHEN floor = 0 THEN posted >= held
+            ELSE posted - held >= floor
+        END
+    )
 ) WITH (fillfactor = 60);
 
 CREATE UNIQUE INDEX accounts_by_id ON pennyweight.accounts (book, id);
