@@ -498,6 +498,11 @@ def last_ids(brokers: str, topic: str, *, options: Options | None = None) -> lis
     try:
         metadata = consumer.list_topics(topic, timeout=LAST_SECONDS).topics[topic]
         if metadata.error is not None:
+            if metadata.error.code() in {
+                kafka.KafkaError.UNKNOWN_TOPIC_OR_PART,
+                kafka.KafkaError.LEADER_NOT_AVAILABLE,
+            }:
+                return []  # it is not there yet: who sends to it may make it
             raise LinkError(f"topic {topic}: {_sentence(metadata.error)}")
         places = []
         for number in metadata.partitions:
@@ -519,7 +524,9 @@ def last_ids(brokers: str, topic: str, *, options: Options | None = None) -> lis
                     )
         return [name for name in found.values() if name]
     except kafka.KafkaException as error:
-        raise LinkError(f"topic {topic}: {_sentence(error.args[0])}") from error
+        if error.args[0].code() == kafka.KafkaError._UNKNOWN_PARTITION:  # noqa: SLF001 - a public name
+            return []  # it is being made
+        raise LinkError(f"{brokers}: topic {topic}: {_sentence(error.args[0])}") from error
     finally:
         consumer.close()
 
