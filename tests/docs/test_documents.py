@@ -158,7 +158,7 @@ def test_document_python(document):
 
 
 def test_documents_are_found():
-    assert {"payments", "wallet"} <= {document.stem for document in documents()}
+    assert {"payments", "postgresql", "wallet"} <= {document.stem for document in documents()}
 
 
 def test_documents_normalised():
