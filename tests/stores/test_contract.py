@@ -21,6 +21,7 @@ from pennyweight.engine.port import (
     Resolution,
     Store,
     StoreInUse,
+    Traffic,
 )
 from pennyweight.engine.receipts import Failure, Receipt
 from pennyweight.engine.verification import check_tail
@@ -61,6 +62,17 @@ def test_head_after_append_is_the_batch_s(store: Store):
 
 
 # ── begin ─────────────────────────────────────────────────────────────────────────
+
+
+def test_traffic_is_nothing_or_grows_with_each_batch(store: Store):
+    batch = commit(store)
+    before = store.traffic
+    commit(store)
+    if before == Traffic():
+        assert store.traffic == Traffic()
+    else:
+        assert store.traffic.round_trips == before.round_trips + 1
+        assert store.traffic.bytes_sent >= before.bytes_sent + sum(map(len, batch.batch.bodies))
 
 
 def test_begin_of_absent_facts_says_so_for_each(store: Store):

@@ -14,6 +14,7 @@ record gives up and another takes moves in place.
 
 # ruff: noqa: S608 - statements are put together from constants; values are parameters
 
+import re
 from collections.abc import Iterable
 from functools import cache
 
@@ -30,14 +31,23 @@ NO_HEAD = b"0"
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A part of the statement. `?` stands for its parameters, whose formats are `formats`.
+    """A part of the statement. `?` stands for its parameters, of which bytes travel as such.
 
     One with a `complaint` must change as many rows as one more parameter says.
     """
 
     sql: str
-    formats: tuple[int, ...]
     complaint: str = ""
+
+    @property
+    def formats(self) -> list[int]:
+        """The formats of the parameters."""
+        return [int(cast.startswith("bytea")) for cast in self.casts]
+
+    @property
+    def casts(self) -> list[str]:
+        """The types of the parameters, "" where the server sees it by itself."""
+        return re.findall(r"\?(?:::(\w+))?", self.sql)
 
 
 _HEAD = Part(
@@ -48,9 +58,8 @@ _HEAD = Part(
     WHERE book = $7 AND epoch = $8 AND sequence = $9 AND chain = $10::bytea AND fence = $11
     RETURNING book
     """,
-    (0, 0, 1, 0, 1, 1),
 )
-_GUARD = (1, 0, 0, 1, 0)
+_GUARD = (0, 0, 0, 1, 0)
 """Formats of book, epoch, sequence, chain and fence, $7 to $11."""
 
 PARTS: dict[str, Part] = {
@@ -59,7 +68,6 @@ PARTS: dict[str, Part] = {
         INSERT INTO pennyweight.batches (book, first_sequence, committed_at, header, chain)
         SELECT head.book, $9::bigint + 1, ?::bigint, ?::bytea, $3::bytea FROM head
         """,
-        (0, 1),
     ),
     "entries": Part(
         """
@@ -67,7 +75,6 @@ PARTS: dict[str, Part] = {
         SELECT head.book, $9::bigint + new.place, new.product, new.body
         FROM head, unnest($14::text[], ?::bytea[]) WITH ORDINALITY AS new (product, body, place)
         """,
-        (1,),
     ),
     "entries_keys": Part(
         """
@@ -75,7 +82,6 @@ PARTS: dict[str, Part] = {
         SELECT head.book, new.product, new.key, $9::bigint + new.place
         FROM head, unnest($14::text[], ?::text[]) WITH ORDINALITY AS new (product, key, place)
         """,
-        (1,),
     ),
     "keys": Part(
         """
@@ -83,7 +89,6 @@ PARTS: dict[str, Part] = {
         SELECT head.book, new.product, new.key, new.sequence
         FROM head, unnest(?::text[], ?::text[], ?::bigint[]) AS new (product, key, sequence)
         """,
-        (1, 1, 0),
     ),
     "plain_accounts": Part(
         """
@@ -98,7 +103,6 @@ PARTS: dict[str, Part] = {
         WHERE old.book = new.book AND old.number = new.number AND old.version = new.before
         RETURNING 1
         """,
-        (0, 0, 0, 0, 0, 1),
         "an account was changed by another writer",
     ),
     "accounts": Part(
@@ -116,7 +120,6 @@ PARTS: dict[str, Part] = {
         WHERE old.book = new.book AND old.number = new.number AND old.version = new.before
         RETURNING 1
         """,
-        (0, 0, 0, 0, 0, 1, 0, 0, 0, 0),
         "an account was changed by another writer",
     ),
     "new_accounts": Part(
@@ -128,7 +131,6 @@ PARTS: dict[str, Part] = {
                           ?::numeric[], ?::numeric[], ?::bigint[], ?::bigint[], ?::bigint[],
                           ?::text[], ?::boolean[]) AS new
         """,
-        (0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0),
     ),
     "holds": Part(
         """
@@ -144,7 +146,6 @@ PARTS: dict[str, Part] = {
             AND old.remaining = new.remaining_before
         RETURNING 1
         """,
-        (0, 0, 1, 0, 0, 1, 0),
         "a hold was changed by another writer",
     ),
     "new_holds": Part(
@@ -156,7 +157,6 @@ PARTS: dict[str, Part] = {
                           ?::text[], ?::text[], ?::bigint[], ?::text[], ?::bigint[], ?::bigint[])
             AS new
         """,
-        (0, 1, 1, 0, 0, 1, 1, 0, 1, 0, 0),
     ),
     "records": Part(
         """
@@ -170,7 +170,6 @@ PARTS: dict[str, Part] = {
             AND old.version = new.before
         RETURNING 1
         """,
-        (1, 1, 0, 1, 1, 0),
         "a record was changed by another writer",
     ),
     "new_records": Part(
@@ -179,7 +178,6 @@ PARTS: dict[str, Part] = {
         SELECT head.book, new.*
         FROM head, unnest(?::text[], ?::text[], ?::bigint[], ?::text[], ?::bytea[]) AS new
         """,
-        (1, 1, 0, 1, 1),
     ),
     "labels_gone": Part(
         """
@@ -192,7 +190,6 @@ PARTS: dict[str, Part] = {
             AND old.id = gone.id
         RETURNING 1
         """,
-        (1, 1, 1),
         "a label was changed by another writer",
     ),
     "labels_come": Part(
@@ -200,7 +197,6 @@ PARTS: dict[str, Part] = {
         INSERT INTO pennyweight.labels (book, kind, label, id)
         SELECT head.book, new.* FROM head, unnest(?::text[], ?::text[], ?::text[]) AS new
         """,
-        (1, 1, 1),
     ),
     "names_moved": Part(
         """
@@ -214,7 +210,6 @@ PARTS: dict[str, Part] = {
             AND old.id = new.before
         RETURNING 1
         """,
-        (1, 1, 1, 1),
         "a name was changed by another writer",
     ),
     "names_gone": Part(
@@ -228,7 +223,6 @@ PARTS: dict[str, Part] = {
             AND old.id = gone.id
         RETURNING 1
         """,
-        (1, 1, 1),
         "a name was changed by another writer",
     ),
     "names_come": Part(
@@ -236,7 +230,6 @@ PARTS: dict[str, Part] = {
         INSERT INTO pennyweight.names (book, kind, name, id)
         SELECT head.book, new.* FROM head, unnest(?::text[], ?::text[], ?::text[]) AS new
         """,
-        (1, 1, 1),
     ),
     "marks_gone": Part(
         """
@@ -249,7 +242,6 @@ PARTS: dict[str, Part] = {
             AND old.id = gone.id AND old.kind = gone.kind
         RETURNING 1
         """,
-        (1, 0, 1, 1),
         "a mark was changed by another writer",
     ),
     "marks_come": Part(
@@ -258,7 +250,6 @@ PARTS: dict[str, Part] = {
         SELECT head.book, new.*
         FROM head, unnest(?::text[], ?::bigint[], ?::text[], ?::text[]) AS new
         """,
-        (1, 0, 1, 1),
     ),
     "back_dated": Part(
         """
@@ -268,7 +259,6 @@ PARTS: dict[str, Part] = {
         FROM head, unnest(?::text[], ?::bigint[], ?::bigint[], ?::bigint[], ?::numeric[])
             WITH ORDINALITY AS new
         """,
-        (1, 0, 0, 0, 0),
     ),
     "cursors": Part(
         """
@@ -281,7 +271,6 @@ PARTS: dict[str, Part] = {
         WHERE old.book = new.book AND old.name = new.name AND old.position = new.before
         RETURNING 1
         """,
-        (1, 0, 0),
         "a cursor is elsewhere",
     ),
     "cursors_from_zero": Part(
@@ -291,7 +280,6 @@ PARTS: dict[str, Part] = {
         ON CONFLICT (book, name) DO UPDATE SET position = excluded.position WHERE old.position = 0
         RETURNING 1
         """,
-        (1, 0),
         "a cursor is elsewhere",
     ),
 }
@@ -306,7 +294,7 @@ def _statement(names: tuple[str, ...]) -> Statement:
     for name in names:
         part = PARTS[name]
         if name == "entries":
-            formats.append(1)  # the products, which the keys share
+            formats.append(0)  # the products, which the keys share
         ctes.append(f"{name} AS ({_numbered(part.sql, len(formats))})")
         formats += part.formats
         if part.complaint:
@@ -426,7 +414,7 @@ def _put_accounts(names: list[str], values: list[bytes], batch: Append) -> None:
         codec.numbers([account.posted for account in accounts]),
         codec.numbers(versions),
         codec.numbers([account.lines for account in accounts]),
-        codec.json_texts([account.roots for account in accounts]),
+        codec.roots([account.roots for account in accounts]),
     ]
     if any(a.held or a.owed or a.open_holds or a.is_closed for a in accounts):
         names.append("accounts")
@@ -447,14 +435,14 @@ def _new_accounts(accounts: list[Account]) -> list[bytes]:
         codec.texts([account.id for account in accounts]),
         codec.texts([account.holder for account in accounts]),
         codec.texts([account.asset for account in accounts]),
-        codec.numbers_or_null(account.floor for account in accounts),
+        codec.numbers([account.floor for account in accounts]),
         codec.numbers([account.posted for account in accounts]),
         codec.numbers([account.held for account in accounts]),
         codec.numbers([account.owed for account in accounts]),
         codec.numbers([account.open_holds for account in accounts]),
         codec.numbers([account.version for account in accounts]),
         codec.numbers([account.lines for account in accounts]),
-        codec.json_texts(account.roots for account in accounts),
+        codec.roots([account.roots for account in accounts]),
         codec.numbers([account.is_closed for account in accounts]),
     ]
 
@@ -468,7 +456,7 @@ def _put_holds(names: list[str], values: list[bytes], rows: list[HoldRow]) -> No
             codec.numbers([hold.id for hold, _ in changed]),
             codec.numbers([hold.remaining for hold, _ in changed]),
             codec.texts([hold.state.value for hold, _ in changed]),
-            codec.numbers_or_null(hold.expires_at for hold, _ in changed),
+            codec.numbers([hold.expires_at for hold, _ in changed]),
             codec.numbers([hold.changed_by for hold, _ in changed]),
             codec.texts([before.state.value for _, before in changed]),
             codec.numbers([before.remaining for _, before in changed]),
@@ -484,7 +472,7 @@ def _put_holds(names: list[str], values: list[bytes], rows: list[HoldRow]) -> No
             codec.numbers([hold.remaining for hold in new]),
             codec.texts([hold.owner for hold in new]),
             codec.texts([hold.state.value for hold in new]),
-            codec.numbers_or_null(hold.expires_at for hold in new),
+            codec.numbers([hold.expires_at for hold in new]),
             codec.texts([hold.reference for hold in new]),
             codec.numbers([hold.placed_at for hold in new]),
             codec.numbers([hold.changed_by for hold in new]),
@@ -550,8 +538,8 @@ def _put_rows(names: list[str], values: list[bytes], name: str, rows: list[codec
         return
     part = PARTS[name]
     names.append(name)
-    for column, is_binary in zip(zip(*rows, strict=True), part.formats, strict=True):
-        values.append(codec.texts(list(column)) if is_binary else codec.numbers(list(column)))
+    for column, cast in zip(zip(*rows, strict=True), part.casts, strict=True):
+        values.append(codec.texts(column) if cast == "text" else codec.numbers(column))
     if part.complaint:
         values.append(b"%d" % len(rows))
 

@@ -3,11 +3,12 @@
 The server holds no NUL in text. So that texts are free here as everywhere, U+0000 is kept
 as U+0001 U+0001 and U+0001 as U+0001 U+0002, which keeps their order too.
 
-Parameters are made by hand, because the engine's thread makes thousands in a batch: whole
-numbers as the text of an array, texts and bytes as a binary array.
+Parameters are made by hand, because the engine's thread makes thousands in a batch: numbers
+and texts as the text of an array, bytes as a binary array. Where the lines of an account are
+is kept as a list with commas.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, TypeVar
 
@@ -24,9 +25,9 @@ T = TypeVar("T")
 
 _BIGINT_MAX = 2**63 - 1
 _BIGINT_MIN = -(2**63)
-_TEXT, _BYTEA = 25, 17
+_BYTEA = 17
 _HEADER = Struct(">iiIii").pack
-_EMPTY = Struct(">iiI").pack
+_EMPTY = Struct(">iiI").pack(0, 0, _BYTEA)
 _size = Struct(">i").pack
 
 _encode_json = msgspec.json.Encoder().encode
@@ -98,48 +99,42 @@ def is_bigint(number: int) -> bool:
 # ── parameters ────────────────────────────────────────────────────────────────────
 
 
-def numbers(values: Sequence[int]) -> bytes:
-    """Return whole numbers as the text of an array."""
-    return f"{{{repr(values)[1:-1]}}}".encode()
+def numbers(values: Sequence[int | None]) -> bytes:
+    """Return whole numbers, truths, or what is absent, as the text of an array."""
+    return b"{%b}" % _encode_json(values)[1:-1]
 
 
-def numbers_or_null(values: Iterable[int | None]) -> bytes:
-    """Return whole numbers, some of them absent, as the text of an array."""
-    return f"{{{','.join('NULL' if value is None else str(value) for value in values)}}}".encode()
+def texts(values: Sequence[str]) -> bytes:
+    """Return texts as the text of an array. Raises UnicodeEncodeError."""
+    if not values:
+        return b"{}"
+    joined = '","'.join(values)
+    if (
+        "\\" in joined
+        or "\0" in joined
+        or "\1" in joined
+        or joined.count('"') != 2 * len(values) - 2
+    ):
+        joined = '","'.join(
+            [to_text(value).replace("\\", "\\\\").replace('"', '\\"') for value in values]
+        )
+    return b'{"%b"}' % joined.encode()
 
 
-def texts(values: list[str]) -> bytes:
-    """Return texts as a binary array. Raises UnicodeEncodeError."""
-    if "\0" in (joined := "".join(values)) or "\1" in joined:
-        values = [to_text(value) for value in values]
-    return _array(_TEXT, [value.encode() for value in values])
-
-
-def same_text(value: str, count: int) -> bytes:
-    """Return one text many times as a binary array."""
-    encoded = to_text(value).encode()
-    header = _HEADER(1, 0, _TEXT, count, 1) if count else _EMPTY(0, 0, _TEXT)
-    return header + (_size(len(encoded)) + encoded) * count
+def roots(values: Sequence[Roots]) -> bytes:
+    """Return where the lines of accounts are as the text of an array, each a list with commas."""
+    return b'{"%b"}' % _encode_json(values)[2:-2].replace(b"],[", b'","')
 
 
 def blobs(values: list[bytes]) -> bytes:
     """Return bytes as a binary array."""
-    return _array(_BYTEA, values)
-
-
-def _array(kind: int, values: list[bytes]) -> bytes:
-    if not values:
-        return _EMPTY(0, 0, kind)
     count = len(values)
-    parts = [_HEADER(1, 0, kind, count, 1)] * (2 * count + 1)
+    if not count:
+        return _EMPTY
+    parts = [_HEADER(1, 0, _BYTEA, count, 1)] * (2 * count + 1)
     parts[1::2] = map(_size, map(len, values))
     parts[2::2] = values
     return b"".join(parts)
-
-
-def json_texts(values: Iterable[Any]) -> bytes:
-    """Return values as JSON, each a text of a binary array."""
-    return _array(_TEXT, list(map(_encode_json, values)))
 
 
 # ── facts ─────────────────────────────────────────────────────────────────────────
@@ -148,7 +143,7 @@ def json_texts(values: Iterable[Any]) -> bytes:
 def account_of(row: Row) -> Account:
     """Return the account of a row of `ACCOUNT`."""
     facts: Any = list(row)
-    facts[11] = _read("where lines are", _decode_roots, facts[11])
+    facts[11] = _read("where lines are", _decode_roots, f"[{facts[11]}]")
     return Account(*facts)
 
 

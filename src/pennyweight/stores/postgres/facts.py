@@ -17,6 +17,7 @@ from pennyweight.ledger.accounts import holder_of
 from pennyweight.ledger.entries import FORMAT
 from pennyweight.stores.postgres import codec
 from pennyweight.stores.postgres.channel import Channel, Statement, Values, statement
+from pennyweight.stores.postgres.keys import KeyFilter
 from pennyweight.stores.room import Room, RoomOver
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ _KEYS = statement(
     JOIN pennyweight.entries AS entry ON entry.book = bound.book AND entry.sequence = bound.sequence
     LIMIT $4::bigint + 1
     """,
-    *(1, 1, 1, 0),
+    *(1, 0, 0, 0),
 )
 _KEY_ENTRIES = statement(
     f"""
@@ -79,7 +80,7 @@ _KEY_ENTRIES = statement(
         ON bound.book = wanted.book AND bound.product = wanted.product AND bound.key = wanted.key
     JOIN pennyweight.entries AS entry ON entry.book = bound.book AND entry.sequence = bound.sequence
     """,
-    *(1, 1, 1),
+    *(1, 0, 0),
 )
 _ENTRIES = statement(
     f"""
@@ -103,14 +104,14 @@ _OF_REFERENCES = f"""
 """
 _HOLDS = statement(f"SELECT {_HOLD} {_OF_HOLDS}", 1, 0)
 _HOLDS_WHOSE = statement(f"SELECT found.account {_OF_HOLDS}", 1, 0)
-_REFERENCES = statement(f"SELECT {_HOLD} {_OF_REFERENCES}", 1, 1, 1)
-_REFERENCES_WHOSE = statement(f"SELECT found.account {_OF_REFERENCES}", 1, 1, 1)
+_REFERENCES = statement(f"SELECT {_HOLD} {_OF_REFERENCES}", 1, 0, 0)
+_REFERENCES_WHOSE = statement(f"SELECT found.account {_OF_REFERENCES}", 1, 0, 0)
 _OPEN_HOLDS = statement(
     f"""
     SELECT {_HOLD} FROM pennyweight.holds AS found
     WHERE book = $1 AND account = ANY ($2::text[]) AND state = 'open' ORDER BY id
     """,
-    *(1, 1),
+    *(1, 0),
 )
 _RECORDS = statement(
     f"""
@@ -119,7 +120,7 @@ _RECORDS = statement(
     JOIN pennyweight.records AS found
         ON found.book = wanted.book AND found.kind = wanted.kind AND found.id = wanted.id
     """,
-    *(1, 1, 1),
+    *(1, 0, 0),
 )
 _NAMES = statement(
     f"""
@@ -128,7 +129,7 @@ _NAMES = statement(
     JOIN pennyweight.names AS found
         ON found.book = wanted.book AND found.kind = wanted.kind AND found.name = wanted.name
     """,
-    *(1, 1, 1),
+    *(1, 0, 0),
 )
 _OF_HOLDERS = """
     (SELECT $1::text AS book, unnest($2::text[]) AS holder OFFSET 0) AS wanted
@@ -136,12 +137,12 @@ _OF_HOLDERS = """
 _ACCOUNT = ", ".join(f"found.{name}" for name in codec.ACCOUNT.split(", "))
 _ACCOUNTS_OF_HOLDERS = statement(
     f"""
-    SELECT json_build_array({_ACCOUNT.replace("found.roots", "found.roots::json")})::text
+    SELECT json_build_array({_ACCOUNT.replace("found.roots", "('[' || found.roots || ']')::json")})::text
     FROM {_OF_HOLDERS}
     JOIN pennyweight.accounts AS found
         ON found.book = wanted.book AND found.holder = wanted.holder
     """,
-    *(1, 1),
+    *(1, 0),
 )
 _RECORDS_OF_HOLDERS = statement(
     f"""
@@ -150,7 +151,7 @@ _RECORDS_OF_HOLDERS = statement(
     JOIN pennyweight.records AS found
         ON found.book = wanted.book AND found.holder = wanted.holder AND found.holder <> ''
     """,
-    *(1, 1),
+    *(1, 0),
 )
 
 _Pair = tuple[str, str]
@@ -161,9 +162,15 @@ class FactFinder:
     """Finds what one batch wants. Used once."""
 
     def __init__(
-        self, channel: Channel, book: bytes, reads: Reads, resident: Container[str]
+        self,
+        channel: Channel,
+        book: bytes,
+        reads: Reads,
+        resident: Container[str],
+        keys: KeyFilter | None = None,
     ) -> None:
-        """Nothing is found yet."""
+        """Nothing is found yet. With `keys`, those that are certainly free are not asked for."""
+        self._keys = keys
         self._channel = channel
         self._book = book
         self._reads = reads
@@ -225,7 +232,8 @@ class FactFinder:
     def _ask_keys(self) -> None:
         reads = self._reads
         self._found.keys = dict.fromkeys(reads.keys | reads.key_entries)
-        plain = _storable(reads.keys - reads.key_entries if reads.key_entries else reads.keys)
+        wanted = reads.keys - reads.key_entries if reads.key_entries else reads.keys
+        plain = _storable(wanted if self._keys is None else self._keys.strangers(wanted))
         if plain:
             room = _ROOM_MAX if self._room is None else self._room.left
 

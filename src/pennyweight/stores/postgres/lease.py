@@ -16,7 +16,8 @@ from pennyweight.engine.port import Lease, StoreError, StoreInUse, StoreUnavaila
 from pennyweight.stores.postgres.channel import Channel, Traffic, Watchdog
 from pennyweight.stores.postgres.errors import ServerError, of_psycopg
 from pennyweight.stores.postgres.place import Place
-from pennyweight.stores.postgres.writer import TRIES_MAX
+
+TRIES_MAX = 8
 
 SETTINGS = ("lock_timeout = '2s'",)
 
@@ -60,6 +61,8 @@ class Office:
 
     def __init__(self, place: Place, book: str, watchdog: Watchdog) -> None:
         """Nothing is open yet."""
+        self.epoch = 0
+        """That of the lease which was claimed here last; 0 for none."""
         self._place = place
         self._book = book
         self._watchdog = watchdog
@@ -81,10 +84,16 @@ class Office:
     def claim(self, owner: str, address: str, life_microseconds: int) -> Lease | None:
         """See `Store`."""
         rows = self._change(_CLAIM, owner=owner, address=address, life=life_microseconds)
-        return lease_of(rows[0]) if rows else None
+        if not rows:
+            self.epoch = 0
+            return None
+        lease = lease_of(rows[0])
+        self.epoch = lease.epoch
+        return lease
 
     def give_up(self, owner: str) -> None:
         """See `Store`."""
+        self.epoch = 0
         self._change(_GIVE_UP, owner=owner)
 
     def stage(self, name: str, value: str, *, is_first: bool) -> None:

@@ -271,6 +271,17 @@ class Readers:
         )
         return body
 
+    def keys_after(self, after: tuple[str, str], limit: int) -> list[tuple[str, str]]:
+        """Return bound pairs of product and key, in order, after a pair."""
+        rows = self.all(
+            "SELECT product, key FROM pennyweight.keys WHERE book = %(book)s"
+            " AND (product, key) > (%(product)s, %(key)s) ORDER BY product, key LIMIT %(limit)s",
+            product=after[0],
+            key=after[1],
+            limit=limit,
+        )
+        return [(codec.of_text(product), codec.of_text(key)) for product, key in rows]
+
     # ── facts ─────────────────────────────────────────────────────────────────────
 
     def account(self, account_id: str) -> Account | None:

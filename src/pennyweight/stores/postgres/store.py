@@ -17,12 +17,13 @@ from pennyweight.engine.port import (
     Reads,
     Resolution,
     StoreError,
+    Traffic,
 )
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.holds import Hold
 from pennyweight.ledger.records import Record
 from pennyweight.stores.postgres import schema
-from pennyweight.stores.postgres.channel import Traffic, Watchdog
+from pennyweight.stores.postgres.channel import Watchdog
 from pennyweight.stores.postgres.errors import of_psycopg
 from pennyweight.stores.postgres.lease import Office, lease_of
 from pennyweight.stores.postgres.place import Place
@@ -42,7 +43,11 @@ class PostgresStore:
         self._watchdog = Watchdog()
         self._readers = Readers(place, book, self._watchdog)
         self._office = None if is_read_only else Office(place, book, self._watchdog)
-        self._writer = None if is_read_only else Writer(place, book, self._watchdog)
+        self._writer = (
+            None
+            if self._office is None
+            else Writer(place, book, self._watchdog, self._office, self._readers)
+        )
         self._is_closed = False
 
     @classmethod
@@ -80,8 +85,11 @@ class PostgresStore:
 
     @property
     def traffic(self) -> Traffic:
-        """What the owner's line has carried: round trips, bytes of parameters."""
-        return self._writing().traffic
+        """See `Store`; the bytes are those of parameters."""
+        if self._writer is None:
+            return Traffic()
+        counted = self._writer.traffic
+        return Traffic(counted.round_trips, counted.bytes_sent)
 
     def _writing(self) -> Writer:
         if self._writer is None:

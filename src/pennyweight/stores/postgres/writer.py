@@ -28,7 +28,10 @@ from pennyweight.stores.postgres import append
 from pennyweight.stores.postgres.channel import Channel, Traffic, Watchdog, statement
 from pennyweight.stores.postgres.errors import ServerError
 from pennyweight.stores.postgres.facts import FactFinder
+from pennyweight.stores.postgres.keys import WORDS_MIN, KeyFilter
+from pennyweight.stores.postgres.lease import Office
 from pennyweight.stores.postgres.place import Place
+from pennyweight.stores.postgres.readers import Readers
 
 SETTINGS = (
     "plan_cache_mode = force_generic_plan",
@@ -71,8 +74,13 @@ T = TypeVar("T")
 class Writer:
     """The connection that appends, opened when it is needed. One thread uses it."""
 
-    def __init__(self, place: Place, book: str, watchdog: Watchdog) -> None:
-        """Nothing is open yet."""
+    def __init__(
+        self, place: Place, book: str, watchdog: Watchdog, office: Office, readers: Readers
+    ) -> None:
+        """Nothing is open yet. `office` knows the epoch, `readers` the keys of before."""
+        self._office = office
+        self._readers = readers
+        self._keys: KeyFilter | None = None
         self.traffic = Traffic()
         self._place = place
         self._book = book.encode()
@@ -84,6 +92,7 @@ class Writer:
     def close(self) -> None:
         """Close the line."""
         self._is_closed = True
+        self._forget_keys()
         self._drop()
 
     # ── the line ──────────────────────────────────────────────────────────────────
@@ -151,20 +160,42 @@ class Writer:
 
     def begin(self, reads: Reads, resident: Container[str]) -> Found:
         """See `Store`."""
+        keys = self._known_keys() if reads.keys else None
         try:
             return self._try(
-                lambda channel: FactFinder(channel, self._book, reads, resident).find(),
+                lambda channel: FactFinder(channel, self._book, reads, resident, keys).find(),
                 is_read=True,
             )
         except ServerError as error:
             raise error.store_error() from None
 
+    def _known_keys(self) -> KeyFilter | None:
+        """Return the bound keys, if they are all known: after a claim, and some time to read them."""
+        keys, epoch = self._keys, self._office.epoch
+        if keys is None or keys.epoch != epoch or keys.is_full:
+            words = WORDS_MIN if keys is None else keys.words_wanted
+            self._forget_keys()
+            if epoch and not self._is_closed:
+                self._keys = KeyFilter(epoch, self._readers.keys_after, words=words)
+            return None
+        return keys if keys.is_loaded else None
+
+    def _forget_keys(self) -> None:
+        keys, self._keys = self._keys, None
+        if keys is not None:
+            keys.stop()
+
     # ── appending ─────────────────────────────────────────────────────────────────
 
     def append(self, batch: Append) -> None:
         """See `Store`."""
+        if self._keys is not None:
+            self._keys.add((row.product, row.key) for row in batch.keys)
         try:
             self._try(lambda channel: self._append(channel, batch))
+        except NotOwner:
+            self._forget_keys()
+            raise
         except UnicodeEncodeError as error:
             raise ConstraintFailed(str(error)) from None
         except ServerError as error:

@@ -51,7 +51,7 @@ CREATE TABLE pennyweight.keys (
     PRIMARY KEY (book, product, key)
 );
 
--- `roots` is a JSON array of integers. Rows change in place while their page has room. Every
+-- `roots` is a list of integers with commas. Rows change in place while their page has room. Every
 -- constraint is read anew by every statement that changes rows, so that all is in one.
 CREATE TABLE pennyweight.accounts (
     book       text    COLLATE "C" NOT NULL,
