@@ -267,3 +267,12 @@ def _membership(member: Member, listener: Listener) -> Iterator[Metric]:
         "How far this clock is surely away from the database's",
         value=member.clock.lead / 1_000_000,
     )
+    traffic = member.store.traffic
+    yield CounterMetricFamily(
+        "pennyweight_store_round_trips",
+        "What the writer of this process asked the database",
+        value=traffic.round_trips,
+    )
+    yield CounterMetricFamily(
+        "pennyweight_store_bytes_sent", "And told it, in bytes", value=traffic.bytes_sent
+    )

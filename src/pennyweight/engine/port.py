@@ -241,8 +241,22 @@ class Resolution(msgspec.Struct, frozen=True):
     is_owner: bool
 
 
+class Traffic(msgspec.Struct, frozen=True):
+    """What the writer has asked of a server so far: round trips, and bytes of what it told.
+
+    Zeros where the book is kept by the process itself.
+    """
+
+    round_trips: int = 0
+    bytes_sent: int = 0
+
+
 class Store(Protocol):
     """One book's rows. See the module's docstring for who may call what."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went over the writer's line, of this process, since the store was opened."""
 
     def head(self) -> Head:
         """Return where the book stands, as committed."""

@@ -25,6 +25,7 @@ from pennyweight.engine.port import (
     RecordRow,
     Resolution,
     StoreInUse,
+    Traffic,
 )
 from pennyweight.ledger.accounts import Account, holder_of
 from pennyweight.ledger.entries import CursorMove, decode_entry
@@ -68,6 +69,11 @@ class MemoryStore:
         self._cursors: dict[str, int] = {}
         self._stage: dict[str, str] = {}
         self._lease: Lease | None = None
+
+    @property
+    def traffic(self) -> Traffic:
+        """See `Store`."""
+        return Traffic()
 
     # ── the writer's ──────────────────────────────────────────────────────────────
 

@@ -20,6 +20,7 @@ from pennyweight.engine.port import (
     Resolution,
     StoreError,
     StoreFailed,
+    Traffic,
 )
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.holds import Hold
@@ -105,6 +106,11 @@ class SQLiteStore:
             unlock_book(directory, book)
             raise
         return store
+
+    @property
+    def traffic(self) -> Traffic:
+        """See `Store`."""
+        return Traffic()
 
     def _writing(self) -> Writer:
         if self._writer is None:
