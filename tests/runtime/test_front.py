@@ -376,14 +376,29 @@ def test_frozen_owner_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         asking = Asking(frozen.address, hold_seconds=10.0)
         assert isinstance(asking.execute(OpenAccount("user:1:USD")), Receipt)
         frozen.send_signal(signal.SIGSTOP)
-        asking.address = other.address
         began = time.monotonic()
-        outcome = asking.execute(OpenAccount("user:2:USD"))
-        seconds = time.monotonic() - began
-        assert isinstance(outcome, Receipt)
-        assert 2.5 < seconds < 4.5, seconds
+        wait = asking.submit(OpenAccount("user:2:USD"))
+        until(lambda: asking.front.down)
+        assert 2.5 < time.monotonic() - began < 4.5
+        assert "nothing was heard" in asking.front.down
+        asking.address = other.address
+        assert isinstance(wait.outcome(), Receipt)
         frozen.send_signal(signal.SIGCONT)
         asking.close()
+
+
+def test_owner_that_owes_an_answer_is_left_for_another(puppet: Puppet, owner: Owner) -> None:
+    """It is there and says so, but decides nothing: the store hangs, say, and its lease is over."""
+    asking = Asking(puppet.address)
+    puppet.accept()
+    until(lambda: not asking.front.down)
+    wait = asking.submit(OpenAccount("user:1:USD"))
+    time.sleep(1.5)
+    assert asking.front.down == ""
+    assert wait.outcomes == []
+    asking.address = owner.address
+    assert isinstance(wait.outcome(), Receipt)
+    asking.close()
 
 
 def test_farewell_sends_us_to_the_next(owner: Owner, front: Asking) -> None:

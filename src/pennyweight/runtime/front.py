@@ -66,6 +66,12 @@ TURNED_AWAY_SECONDS = 1.0
 
 CONNECT_SECONDS = 2.0
 
+DOUBT_SECONDS = 1.0
+"""After so long without an outcome it is looked up whether another owns the book by now."""
+
+OWN_KEYS = "front:"
+"""How the keys begin that fronts give to commands that came without one."""
+
 _PARTING_SECONDS = 1.0
 
 NO_OWNER = "no_owner"
@@ -143,13 +149,14 @@ class Front:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._seeker: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._doubt: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     # ── for the callers' loop ─────────────────────────────────────────────────────
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to look for the owner; from any thread."""
-        self._key = f"front:{secrets.token_hex(16)}"  # here, and not before a fork
+        self._key = f"{OWN_KEYS}{secrets.token_hex(16)}"  # here, and not before a fork
         self._loop = loop
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pennyweight-seeker")
         loop.call_soon_threadsafe(self._begin)
@@ -164,8 +171,10 @@ class Front:
         if submission.is_dropped:
             return
         loop = self._loop
-        if self._is_stopping or loop is None:
+        if self._is_stopping:
             raise Unavailable(STOPPING, "the server is stopping")
+        if loop is None:
+            raise Unavailable(NO_OWNER, self.down)
         if len(self._pending) >= self._queue_max:
             raise QueueFull(f"{self._queue_max} commands are waiting")
         name = self._names.get(submission.command.__class__)
@@ -194,11 +203,13 @@ class Front:
         if self._pending:
             self._answered_all = loop.create_future()
             await asyncio.wait([self._answered_all], timeout=timeout_seconds)
-        if self._seeker is not None:
-            self._seeker.cancel()
-            await asyncio.wait([self._seeker])
+        while self._seeker is not None and not self._seeker.done():
+            self._seeker.cancel()  # which gets lost when a connection is there just then
+            await asyncio.wait([self._seeker], timeout=BEAT_SECONDS)
         if self._timer is not None:
             self._timer.cancel()
+        if self._doubt is not None:
+            self._doubt.cancel()
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
         if self._link is not None:
@@ -436,6 +447,21 @@ class Front:
             if pending.until > now:
                 break
             self._give_up(pending, NO_OWNER, self.down or "the owner takes no commands")
+        link, is_at_it = self._link, self._doubt is not None and not self._doubt.done()
+        if self._pending and link is not None and not is_at_it:
+            oldest = next(iter(self._pending.values()))
+            if now - (oldest.until - self._hold_seconds) > DOUBT_SECONDS:
+                self._doubt = loop.create_task(self._look_again(link))
+
+    async def _look_again(self, link: "_Link") -> None:
+        """Let go of an owner that owes an answer, if another owns the book: it may be stuck."""
+        loop = asyncio.get_running_loop()
+        try:
+            address = await loop.run_in_executor(self._thread, self._find)
+        except Exception:  # noqa: BLE001 - whoever cannot ask the store waits on
+            return
+        if address is not None and address != link.address:
+            link.end("another process owns the book")
 
 
 class _Pending:
