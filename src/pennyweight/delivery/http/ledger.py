@@ -81,6 +81,7 @@ from pennyweight.ledger.entries import Entry, decode_entry
 from pennyweight.ledger.holds import HoldChange
 from pennyweight.ledger.money import format_amount
 from pennyweight.products import general
+from pennyweight.runtime.front import OWN_KEYS
 
 FACE = general.PRODUCT
 ABANDONED = {"abandoned": True}
@@ -355,7 +356,7 @@ def show_entry(entry: Entry, committed_at: int, standing: Standing) -> EntryShow
         sequence=entry.sequence,
         command=entry.command,
         product=entry.product,
-        key=entry.key or None,
+        key=None if entry.key.startswith(OWN_KEYS) else entry.key or None,
         committed_at=rfc3339(committed_at),
         effective_at=rfc3339(committed_at if entry.effective_at is None else entry.effective_at),
         opened=[OpeningShown(o.id, o.holder, o.asset) for o in entry.openings],
