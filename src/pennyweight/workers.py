@@ -31,6 +31,9 @@ from pennyweight.stores.places import Place, is_database, read_place
 
 TELL_SECONDS = 1.0
 STOP_SECONDS = 15.0
+ORPHAN_SECONDS = 5.0
+"""How long a worker whose parent is gone waits for those who wait at it."""
+
 RESTART_SECONDS = 1.0
 
 _LINE_BYTES_MAX = 1 << 24
@@ -254,7 +257,7 @@ def _hear(stop: Callable[[], object], metrics: _WorkerMetrics) -> None:
     for line in sys.stdin.buffer:
         metrics.shown = decoder.decode(line).metrics.encode()
     stop()
-    threading.Event().wait(STOP_SECONDS)
+    threading.Event().wait(ORPHAN_SECONDS)
     os._exit(1)
 
 
