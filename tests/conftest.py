@@ -49,6 +49,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def logs_as_they_were():
-    """A test that starts a server in its own process leaves no logging behind."""
+    """A test that starts a server in its own process leaves no logging behind.
+
+    Tracebacks are logged without the locals of all frames: a whole engine takes minutes.
+    """
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[structlog.processors.add_log_level, renderer])
     yield
     structlog.reset_defaults()
