@@ -47,7 +47,7 @@ def statement(sql: str, *formats: int) -> Statement:
 Values = Sequence[bytes]
 
 
-class Traffic:
+class Meter:
     """What went over a writer's lines: for figures."""
 
     __slots__ = ("bytes_sent", "round_trips")
@@ -62,7 +62,7 @@ class Channel:
     """One connection, used by one thread at a time. After a lost connection it is of no use."""
 
     def __init__(
-        self, connection: "Connection[tuple[object, ...]]", traffic: Traffic, *, is_prepared: bool
+        self, connection: "Connection[tuple[object, ...]]", meter: Meter, *, is_prepared: bool
     ) -> None:
         """`connection` is this channel's own."""
         self.connection = connection
@@ -71,7 +71,7 @@ class Channel:
         """Whether the last commit came with a warning that no standby has confirmed it."""
         self.deadline = 0.0
         """When the line is cut, by the monotonic clock; 0 while nothing is asked."""
-        self._traffic = traffic
+        self._meter = meter
         self._pgconn: PGconn = connection.pgconn
         self._pgconn.notice_handler = self._noticed
         self._is_prepared = is_prepared
@@ -106,9 +106,9 @@ class Channel:
 
     def run(self, statement: Statement, values: Values) -> PGresult:
         """Run one statement. Raises ServerError."""
-        traffic = self._traffic
-        traffic.round_trips += 1
-        traffic.bytes_sent += sum(map(len, values))
+        meter = self._meter
+        meter.round_trips += 1
+        meter.bytes_sent += sum(map(len, values))
         self.deadline = time.monotonic() + ANSWER_SECONDS_MAX
         try:
             if not self._is_prepared:
@@ -135,7 +135,7 @@ class Channel:
         if not self._is_prepared:
             return [self.run(*request) for request in requests]
         pgconn = self._pgconn
-        self._traffic.round_trips += 1
+        self._meter.round_trips += 1
         self.deadline = time.monotonic() + ANSWER_SECONDS_MAX
         try:
             for statement, _ in requests:
@@ -143,7 +143,7 @@ class Channel:
                     self._prepare(statement)
             pgconn.enter_pipeline_mode()
             for statement, values in requests:
-                self._traffic.bytes_sent += sum(map(len, values))
+                self._meter.bytes_sent += sum(map(len, values))
                 pgconn.send_query_prepared(statement.name, values, statement.formats, 1)
             pgconn.pipeline_sync()
             results = [self._next_result() for _ in requests]

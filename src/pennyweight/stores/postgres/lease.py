@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from pennyweight.engine.port import Lease, StoreError, StoreInUse, StoreUnavailable
-from pennyweight.stores.postgres.channel import Channel, Traffic, Watchdog
+from pennyweight.stores.postgres.channel import Channel, Meter, Watchdog
 from pennyweight.stores.postgres.errors import ServerError, of_psycopg
 from pennyweight.stores.postgres.place import Place
 
@@ -154,7 +154,7 @@ class Office:
         if self._channel is None or self._channel.is_lost:
             self._drop()
             connection = self._place.connect(*SETTINGS)
-            self._channel = Channel(connection, Traffic(), is_prepared=self._place.is_prepared)
+            self._channel = Channel(connection, Meter(), is_prepared=self._place.is_prepared)
             self._watchdog.watch(self._channel)
         return self._channel
 

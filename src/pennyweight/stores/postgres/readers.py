@@ -32,7 +32,7 @@ from pennyweight.ledger.entries import CursorMove
 from pennyweight.ledger.holds import Hold
 from pennyweight.ledger.records import Record
 from pennyweight.stores.postgres import codec
-from pennyweight.stores.postgres.channel import Channel, Traffic, Watchdog
+from pennyweight.stores.postgres.channel import Channel, Meter, Watchdog
 from pennyweight.stores.postgres.errors import ServerError, of_psycopg
 from pennyweight.stores.postgres.lease import LEASE
 from pennyweight.stores.postgres.place import Place
@@ -129,7 +129,7 @@ class Readers:
     def _connect(self) -> Channel:
         connection = self._place.connect(*SETTINGS)
         connection.adapters.register_loader("numeric", _WholeNumber)
-        channel = Channel(connection, Traffic(), is_prepared=self._place.is_prepared)
+        channel = Channel(connection, Meter(), is_prepared=self._place.is_prepared)
         self._watchdog.watch(channel)
         return channel
 

@@ -88,7 +88,7 @@ class PostgresStore:
         """See `Store`; the bytes are those of parameters."""
         if self._writer is None:
             return Traffic()
-        counted = self._writer.traffic
+        counted = self._writer.meter
         return Traffic(counted.round_trips, counted.bytes_sent)
 
     def _writing(self) -> Writer:

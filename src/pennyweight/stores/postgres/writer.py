@@ -25,7 +25,7 @@ from pennyweight.engine.port import (
     StoreUnavailable,
 )
 from pennyweight.stores.postgres import append
-from pennyweight.stores.postgres.channel import Channel, Traffic, Watchdog, statement
+from pennyweight.stores.postgres.channel import Channel, Meter, Watchdog, statement
 from pennyweight.stores.postgres.errors import ServerError
 from pennyweight.stores.postgres.facts import FactFinder
 from pennyweight.stores.postgres.keys import WORDS_MIN, KeyFilter
@@ -81,7 +81,7 @@ class Writer:
         self._office = office
         self._readers = readers
         self._keys: KeyFilter | None = None
-        self.traffic = Traffic()
+        self.meter = Meter()
         self._place = place
         self._book = book.encode()
         self._watchdog = watchdog
@@ -106,7 +106,7 @@ class Writer:
             raise StoreError("the book is closed")
         self._drop()
         connection = self._place.connect(*SETTINGS)
-        channel = Channel(connection, self.traffic, is_prepared=self._place.is_prepared)
+        channel = Channel(connection, self.meter, is_prepared=self._place.is_prepared)
         self._watchdog.watch(channel)
         self._channel = channel
         try:
