@@ -122,12 +122,17 @@ def check_invariants(store: Store) -> None:
     assert not any(posted.values()), f"debits and credits differ: {posted}"
 
 
+def new_store() -> Store:
+    """Return the empty book of a stage that is given none."""
+    return MemoryStore(Head(book="main", incarnation="first"))
+
+
 class Stage:
     """A book on which scenarios are played. In memory, unless a store is given."""
 
     def __init__(self, store: Store | None = None, **options: Any) -> None:
         """`options` go to `open_engine`."""
-        self.store = store or MemoryStore(Head(book="main", incarnation="first"))
+        self.store = store or new_store()
         self.now = START
         self.answers: dict[tuple[str, str], bytes] = {}
         engine = open_engine(self.store, now=self.now, **options)

@@ -1,12 +1,18 @@
 """The stores that the model is run on, in one place. A new one joins with a class in `PLACES`."""
 
+import atexit
 import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from pennyweight.engine.port import Head, Store
+from pennyweight.simulators.postgres import PostgresMissing, PostgresServer
 from pennyweight.stores.memory import MemoryStore
+from pennyweight.stores.postgres import PostgresStore
 from pennyweight.stores.sqlite import SQLiteStore
+from stores import postgres_places
 
 
 class InMemory:
@@ -41,4 +47,31 @@ class Embedded:
         shutil.rmtree(self.folder)
 
 
-PLACES = {"memory": InMemory, "sqlite": Embedded}
+class OnPostgres:
+    """The one book in a database of this test process, opened again and again."""
+
+    server: PostgresServer | None = None
+
+    def __init__(self) -> None:
+        if OnPostgres.server is None:
+            try:
+                OnPostgres.server = postgres_places.start()
+            except PostgresMissing as error:
+                pytest.skip(str(error))
+            atexit.register(OnPostgres.server.close)
+        self.url = OnPostgres.server.url
+        postgres_places.empty(self.url)
+        self.store: PostgresStore | None = None
+
+    def open(self) -> Store:
+        if self.store is not None:
+            self.store.close()
+        self.store = PostgresStore.open(self.url, new_incarnation="first")
+        return self.store
+
+    def remove(self) -> None:
+        if self.store is not None:
+            self.store.close()
+
+
+PLACES = {"memory": InMemory, "sqlite": Embedded, "postgres": OnPostgres}

@@ -295,11 +295,16 @@ def machine(place, **options):
 TestMemoryBook = machine("memory", max_examples=40, stateful_step_count=30, derandomize=True)
 TestSqliteBook = machine("sqlite", max_examples=12, stateful_step_count=25, derandomize=True)
 
+TestPostgresBook = machine("postgres", max_examples=8, stateful_step_count=25, derandomize=True)
+
 TestMemoryBookLong = pytest.mark.heavy(
     machine("memory", max_examples=150, stateful_step_count=60, derandomize=False)
 )
 TestSqliteBookLong = pytest.mark.heavy(
     machine("sqlite", max_examples=40, stateful_step_count=50, derandomize=False)
+)
+TestPostgresBookLong = pytest.mark.heavy(
+    machine("postgres", max_examples=30, stateful_step_count=50, derandomize=False)
 )
 
 
