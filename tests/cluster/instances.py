@@ -58,6 +58,11 @@ class Line:
 
     def send(self, method: str, path: str, body: Any = None, key: str = "") -> Answer:
         """Send one request, once. Raises OSError or HTTPException."""
+        self.ask(method, path, body, key)
+        return self.hear()
+
+    def ask(self, method: str, path: str, body: Any = None, key: str = "") -> None:
+        """Send a request, whose answer is heard later. Raises OSError or HTTPException."""
         if self._connection is None:
             self._connection = http.client.HTTPConnection(
                 "127.0.0.1", self.port, timeout=ASK_SECONDS_MAX
@@ -66,6 +71,14 @@ class Line:
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         try:
             self._connection.request(method, path, content, headers)
+        except TROUBLE:
+            self.close()
+            raise
+
+    def hear(self) -> Answer:
+        """Return the answer. Raises OSError or HTTPException."""
+        assert self._connection is not None
+        try:
             response = self._connection.getresponse()
             found = {name.lower(): value for name, value in response.getheaders()}
             return Answer(response.status, found, response.read())
@@ -288,6 +301,13 @@ def until(is_so: Callable[[], Any], seconds: float = UP_SECONDS_MAX) -> None:
 
 
 # ── what clients do ───────────────────────────────────────────────────────────────
+
+
+def at_once(lines: Sequence[Line], requests: Sequence[tuple[dict[str, Any], str]]) -> list[Answer]:
+    """Send a transfer with its key over each line before any answer is heard."""
+    for line, (body, key) in zip(lines, requests, strict=True):
+        line.ask("POST", "/v1/transfers", body, key)
+    return [line.hear() for line in lines]
 
 
 def transfer(debit: str, credit: str, amount: Any = "1", asset: str = "USD") -> dict[str, Any]:
