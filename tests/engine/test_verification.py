@@ -16,6 +16,7 @@ from pennyweight.products.general import LoadBalances, PlaceHold, SettleHold, Tr
 from pennyweight.runtime.inline import InlineBook
 from pennyweight.stores.memory import MemoryStore
 from random_books import START, Note, Reserve, open_book, random_book
+from scenarios import Stage
 
 ANSWERS = answers_of(known_commands())
 Rows = list[tuple[str, Any]]
@@ -544,3 +545,21 @@ def test_the_quick_look_at_a_long_book_reads_its_end_only() -> None:
     assert check_tail(copy) is None
     copy.bodies[2_300] = b""
     assert check_tail(copy) is not None
+
+
+def test_tail_of_a_book_that_grows_meanwhile() -> None:
+    """Who joins the owner looks at a book that moves on between two reads."""
+
+    class Growing:
+        def __init__(self) -> None:
+            self.stage = Stage()
+            self.stage.fund("user:1:USD", "1")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.stage.store, name)
+
+        def batches(self, after: int, limit: int) -> Any:
+            self.stage.fund("user:1:USD", "1")
+            return self.stage.store.batches(after, limit)
+
+    assert check_tail(Growing()) is None

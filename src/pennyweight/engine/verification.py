@@ -100,11 +100,17 @@ def verify(
 
 
 def check_tail(source: Source) -> Problem | None:
-    """Check the chain of the last batches against the head; return the first problem."""
+    """Check the chain of the last batches against the head; return the first problem.
+
+    What is appended meanwhile, by who owns the book, is not looked at.
+    """
     head = source.head()
     found: list[Problem] = []
     after = max(0, head.sequence - _TAIL)
     batches = source.batches(after, _TAIL)
+    later = [batch for batch in batches if batch[0].first_sequence > head.sequence]
+    if later and source.head().sequence > head.sequence:
+        del batches[-len(later) :]
     if after and batches:
         header, chain = batches.pop(0)
         position, time = header.first_sequence + header.count - 1, header.committed_at
