@@ -472,18 +472,29 @@ def test_readers_beyond_the_bound_wait_a_moment_only(
 ):
     monkeypatch.setattr(readers, "READERS_MAX", 1)
     monkeypatch.setattr(readers, "WAITING_MAX", 1)
-    monkeypatch.setattr(readers, "WAIT_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(readers, "WAIT_SECONDS_MAX", 1.0)
     with opened(database) as store:
-        slow = in_thread(lambda: store._readers.all("SELECT pg_sleep(0.6)"))
-        eventually(
-            lambda: do(database, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
-        )
-        waiting = in_thread(store.head)
-        eventually(lambda: store._readers._waiting == 1)
-        assert failure_of(store.head) == (StoreUnavailable, "store_busy")
-        assert waiting() == (StoreUnavailable, "store_busy")
-        assert slow() == (None, "")
+        with store._readers._slot():
+            waiting = in_thread(store.head)
+            eventually(lambda: store._readers._waiting == 1)
+            assert failure_of(store.head) == (StoreUnavailable, "store_busy")
+            assert waiting() == (StoreUnavailable, "store_busy")
         assert store.head().sequence == 0
+
+
+def test_book_that_is_closed_under_its_writer_lets_go(database: str):
+    for _ in range(3):
+        store = PostgresStore.open(database, new_incarnation="first")
+        batch = append_of(store.head())
+        with held_head(database) as release:
+            outcome = in_thread(partial(store.append, batch))
+            waiting_pid(database)
+            store.close()
+            assert outcome() == (OutcomeUnknown, "")
+            release()
+        eventually(lambda: not waiting_pids(database))
+    with pytest.raises(StoreError, match="closed"):
+        store.append(batch)
 
 
 # ── many at once ──────────────────────────────────────────────────────────────────

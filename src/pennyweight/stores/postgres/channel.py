@@ -77,12 +77,20 @@ class Channel:
         self._is_prepared = is_prepared
         self._prepared: set[bytes] = set()
         self._closing = threading.Lock()
+        self._using = threading.Lock()
+        """Held while the library works on the connection, which must not be closed under it."""
 
     def close(self) -> None:
-        """Close the connection."""
-        with self._closing:
-            self.is_lost = True
-            self.connection.close()
+        """Close the connection; whoever waits on it in another thread learns that it is lost."""
+        while not self._using.acquire(blocking=False):
+            self.cut()
+            time.sleep(0.001)
+        try:
+            with self._closing:
+                self.is_lost = True
+                self.connection.close()
+        finally:
+            self._using.release()
 
     def cut(self) -> None:
         """Shut the line down, from another thread: whoever waits on it learns that it is lost."""
@@ -109,7 +117,7 @@ class Channel:
         meter = self._meter
         meter.round_trips += 1
         meter.bytes_sent += sum(map(len, values))
-        self.deadline = time.monotonic() + ANSWER_SECONDS_MAX
+        self._begin()
         try:
             if not self._is_prepared:
                 result = self._pgconn.exec_params(statement.sql, values, None, statement.formats, 1)
@@ -123,7 +131,7 @@ class Channel:
             self.is_lost = True
             raise ServerError(str(error), is_lost=True) from error
         finally:
-            self.deadline = 0.0
+            self._end()
         if result.status not in _DONE:
             raise self._error(result)
         return result
@@ -136,7 +144,7 @@ class Channel:
             return [self.run(*request) for request in requests]
         pgconn = self._pgconn
         self._meter.round_trips += 1
-        self.deadline = time.monotonic() + ANSWER_SECONDS_MAX
+        self._begin()
         try:
             for statement, _ in requests:
                 if statement.name not in self._prepared:
@@ -154,11 +162,25 @@ class Channel:
             self.is_lost = True
             raise ServerError(str(error), is_lost=True) from error
         finally:
-            self.deadline = 0.0
+            self._end()
         for result in results:
             if result.status not in _DONE:
                 raise self._error(result)
         return results
+
+    def _begin(self) -> None:
+        """Take the connection for a statement. Raises ServerError where it was closed."""
+        self._using.acquire()
+        if self.is_lost:
+            self._using.release()
+            error = ServerError("the connection was closed", is_lost=True)
+            error.has_run = False
+            raise error
+        self.deadline = time.monotonic() + ANSWER_SECONDS_MAX
+
+    def _end(self) -> None:
+        self.deadline = 0.0
+        self._using.release()
 
     def _next_result(self) -> PGresult:
         """Wait for the one result of a statement in a pipeline, and for the statement's end."""

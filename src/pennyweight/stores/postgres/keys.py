@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from pennyweight.engine.port import StoreError
+from pennyweight.engine.port import StoreError, StoreUnavailable
 
 WORDS_MIN = 2**17
 WORDS_MAX = 2**23
@@ -101,10 +101,12 @@ class KeyFilter:
             started = time.monotonic()
             try:
                 names = self._page(after, _PAGE)
-            except StoreError as error:
+            except StoreUnavailable as error:
                 if not self._stopping.wait(_PAUSE_SECONDS):
                     log.info("bound keys could not be read, trying again", error=str(error))
                 continue
+            except StoreError:  # the book is closed
+                return
             self._fill(list(map(hash, names)))
             if len(names) < _PAGE:
                 with self._lock:

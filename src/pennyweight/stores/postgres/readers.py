@@ -471,8 +471,8 @@ class Readers:
         channel = self._connect()
         try:
             connection = channel.connection
-            connection.execute("SET statement_timeout = 0")
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            connection.execute("SET LOCAL statement_timeout = 0")
             row = connection.execute(_HEAD_OF_BOOK, {"book": self._book}).fetchone()
         except psycopg.Error as error:
             channel.close()
