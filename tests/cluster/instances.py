@@ -5,6 +5,7 @@ import http.client
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -324,12 +326,27 @@ def fund(client: Client, users: Sequence[Any], amount: str = "100", asset: str =
             assert client.post("/v1/transfers", body, f"fund {account}").status == 201
 
 
+def pays(users: int, seed: int = 0) -> Callable[[int, int], dict[str, Any]]:
+    """Return what makes transfers between users at random; some find no funds."""
+    dice, guard = random.Random(seed), threading.Lock()
+
+    def pay(_: int, __: int) -> dict[str, Any]:
+        with guard:
+            one, other = dice.sample(range(users), 2)
+            amount = dice.choice([1, 2, 5, 40])
+        return transfer(f"user:{one}:USD", f"user:{other}:USD", amount)
+
+    return pay
+
+
 class Told(NamedTuple):
     """A request, and the answer that it had in the end."""
 
     key: str
     body: dict[str, Any]
     answer: Answer
+    at: float
+    """When the answer was there, by the monotonic clock."""
 
 
 class Load:
@@ -376,7 +393,7 @@ class Load:
                 key, body = f"{name} {number}.{place}", make(number, place)
                 answer = client.post("/v1/transfers", body, key)
                 assert answer.status in {201, 409, 422}, answer
-                self.told.append(Told(key, body, answer))
+                self.told.append(Told(key, body, answer, time.monotonic()))
             self.troubles += client.troubles
         self.seconds.append(time.monotonic() - began)
 
@@ -390,6 +407,21 @@ class Load:
         before = len(self.told)
         until(lambda: len(self.told) >= before + count or self._has_failed())
         self.check()
+
+    def gap(self, since: float) -> float:
+        """Wait for the first new acknowledgement after a blow, and return how long it took.
+
+        What had been sent before the blow may still arrive in its first moment.
+        """
+        since_then = since + 0.1
+
+        def first() -> float | None:
+            new = (told.at for told in reversed(self.told) if told.answer.status == 201)
+            return min(takewhile(lambda at: at > since_then, new), default=None)
+
+        until(lambda: first() or self._has_failed())
+        self.check()
+        return (first() or 0.0) - since
 
     def _has_failed(self) -> bool:
         return any(work.done() and work.exception() for work in self._works)
@@ -424,10 +456,21 @@ class Load:
 
 
 class Book(NamedTuple):
-    """A book that is served, as its rows say."""
+    """A book, as its rows say. `epochs` are those of its batches, in order."""
 
     entries: list[Entry]
     report: Report
+    epochs: list[int]
+
+    def posted(self, asset: str = "USD") -> dict[str, int]:
+        """Return what the users have in the end, in whole units."""
+        lines = (line for entry in self.entries for line in entry.lines)
+        last = {line.account: line.posted for line in lines}
+        return {
+            account: posted // UNIT
+            for account, posted in last.items()
+            if account.startswith("user:") and account.endswith(f":{asset}")
+        }
 
 
 def read_book(place: Place) -> Book:
@@ -436,14 +479,16 @@ def read_book(place: Place) -> Book:
     try:
         report = verify(store, answers=answers(), invariants=invariants())
         entries = [decode_entry(body) for body in bodies(store)]
+        epochs = list(epochs_of(store))
     finally:
         store.close()
     assert report.ok, report.problems
     assert [entry.sequence for entry in entries] == list(range(1, len(entries) + 1))
     keyed = Counter((entry.product, entry.key) for entry in entries if entry.key)
     assert not [key for key, count in keyed.items() if count > 1]
+    assert epochs == sorted(epochs), "a former owner wrote"
     check_floors(entries)
-    return Book(entries, report)
+    return Book(entries, report, epochs)
 
 
 def bodies(store: Any) -> Iterator[bytes]:
@@ -452,6 +497,14 @@ def bodies(store: Any) -> Iterator[bytes]:
         for sequence, body in rows:
             yield body
             after = sequence
+
+
+def epochs_of(store: Any) -> Iterator[int]:
+    after = 0
+    while batches := store.batches(after, 1_000):
+        for header, _ in batches:
+            yield header.epoch
+            after = header.first_sequence
 
 
 def check_floors(entries: Sequence[Entry]) -> None:
