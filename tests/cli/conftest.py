@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import psycopg
 import pytest
+import structlog
 
 from pennyweight.__main__ import _Roof
 from pennyweight.delivery.cli import run
@@ -31,6 +32,7 @@ Cli = Callable[..., Ran]
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     for name in ("PENNYWEIGHT_DATA", "PENNYWEIGHT_CONFIG", "PENNYWEIGHT_STORE_URL", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
+    structlog.reset_defaults()  # as in a process of its own: a verb says itself how it logs
 
     def call(*words: object) -> Ran:
         capsys.readouterr()

@@ -4,6 +4,7 @@ import pytest
 
 from pennyweight.simulators import deskbench
 from pennyweight.simulators.server import Server
+from pennyweight.simulators.stand import Stand
 
 SHORT = ("--seconds", 0.4, "--warm-up", 0.1, "--connections", 4, "--users", 160, "--json", "-")
 
@@ -77,7 +78,7 @@ def test_bench_withdrawals_of_a_running_server(cli, tmp_path):
 
 def test_bench_of_settlements_that_are_not_booked_says_so(cli, monkeypatch):
     monkeypatch.setattr(deskbench, "_WAIT_SECONDS_MAX", 0.0)
-    monkeypatch.setattr(deskbench, "_serve", lambda setting, book, _: Server(book))
+    monkeypatch.setattr(deskbench, "_serve", lambda _, book, folder, __: Stand(book, folder))
     ran = cli("bench", "settlements", "--messages", 10, "--users", 160)
     assert ran.code == 1
     assert "the engine reads the topic" in ran.err

@@ -177,7 +177,7 @@ def test_a_folder_needs_no_driver(book: Path) -> None:
         "import sys; from pennyweight.__main__ import _Roof; from pennyweight.delivery.cli import run;"
         f"run(_Roof(), ['verify', '--data', {str(book)!r}]);"
         "print([name for name in sys.modules if name.partition('.')[0] in"
-        " {'psycopg', 'psycopg_pool', 'structlog'}])"
+        " {'psycopg', 'structlog'}])"
     )
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.splitlines()[-1] == "[]"
@@ -648,53 +648,3 @@ def test_a_proof_is_asked_for_without_the_url_on_the_command_line(
     assert filled not in " ".join(*started)
     with pytest.raises(ProofFailed, match="there is no book eu"):
         prove(filled, "eu", lambda *_: None)
-
-
-# ── bench ─────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("transfers", "--preload-accounts", 30, "--preload-keys", 10),
-        ("payments", "--workers", 2),
-        ("bets",),
-    ],
-    ids=lambda words: words[0],
-)
-def test_a_benchmark_has_a_book_of_its_own(filled: str, cli: Cli, words: tuple[Any, ...]) -> None:
-    short = ("--seconds", 0.3, "--warm-up", 0.1, "--users", 20, "--connections", 4, "--json", "-")
-    ran = cli("bench", *words, "--store", filled, *short)
-    assert ran.code == 0, ran.err
-    assert (ran.json["verified"], ran.json["errors"]) == (True, 0)
-    assert ran.json["durability"] == "as the database has it"
-    assert filled not in ran.out
-    assert run_sql(filled, "SELECT DISTINCT book FROM pennyweight.entries") == [("main",)]
-
-
-def test_a_benchmark_in_process_counts_what_goes_over_the_line(database: str, cli: Cli) -> None:
-    words = ("--store", database, "--seconds", 0.3, "--users", 20, "--batch", 64)
-    ran = cli("bench", "in-process", *words, "--json", "-")
-    assert ran.code == 0, ran.err
-    (row,) = ran.json["rows"]
-    assert 1 <= row["round_trips"] <= 4
-    assert row["sent_bytes"] > 100
-    ran = cli("bench", "in-process", *words)
-    assert "round trips a batch" in ran.out
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("facade", "--store", "postgresql://h/x"), "in a database of yours, transfers,"),
-        (("transfers", "--store", "postgresql://h/x", "--address", "h:1"), "in a database of"),
-        (("transfers", "--store", "sqlite:x"), "sqlite:x is no database"),
-        (("transfers", "--store", "x"), "this is no URL"),
-        (("transfers", "--workers", 65), "1 to 64 workers"),
-        (("in-process", "--workers", 2), "1 to 64 workers"),
-    ],
-)
-def test_wrong_usage_of_bench(cli: Cli, words: tuple[Any, ...], said: str) -> None:
-    ran = cli("bench", *words)
-    assert ran.code == 2
-    assert said in ran.err

@@ -22,6 +22,17 @@ def test_client_sends_streams_to_their_ends_and_counts():
     assert server.connections == 2
 
 
+def test_client_deals_connections_out_to_several_servers():
+    with tiny_server(lambda *_: [reply()]) as one, tiny_server(lambda *_: [reply()]) as other:
+        streams = [bodies(3) for _ in range(5)]
+        client = Client(one.address, streams, others=[other.address])
+        client.finish_streams()
+        client.close()
+    assert (one.connections, other.connections) == (3, 2)
+    assert (len(one.requests), len(other.requests)) == (9, 6)
+    assert client.tally.good == 15
+
+
 def test_client_takes_answers_in_pieces_and_any_header_case():
     whole = reply(body=b'{"a":1}', header=b"CONTENT-Length")
     for cut in (1, 12, len(whole) - 3):

@@ -37,6 +37,34 @@ def test_figures_have_their_units():
     assert (figures.bytes_per_transfer, figures.written_bytes_per_transfer) == (300, 80)
 
 
+def test_figures_on_a_database_are_compared_with_its_commit():
+    histogram = Histogram()
+    histogram.record(900_000)
+    row = row_of("case", histogram, requests=1, seconds=1.0, cpu_seconds=0)
+    spent = Spent(
+        before=Usage(MIB, 0, 0),
+        after=Usage(MIB, 600, 0),
+        answered=10,
+        growth=Growth(10, 1),
+        commits=[300_000, 200_000, 900_000],
+        fronts_cpu_microseconds=400,
+        machine_cpu_microseconds=2_500,
+        owners=(2,),
+    )
+    for connections, commits in ((1, pytest.approx(3, rel=0.01)), (2, None)):
+        setting = Setting(scenario="transfers", connections=connections, store="postgresql://h/x")
+        figures = figures_of(setting, [row], spent, verified=True)
+        assert figures.commit_p50_us == 300
+        assert figures.p50_commits == commits
+        assert (figures.server_cpu_us, figures.fronts_cpu_us, figures.machine_cpu_us) == (
+            60,
+            40,
+            250,
+        )
+        assert (figures.owners, figures.written_bytes_per_transfer) == ([2], None)
+        assert "postgresql" not in str(figures)
+
+
 def test_figures_keep_the_setting_but_no_secret():
     assert measured(10).setting["connections"] == 64
     assert "secret" not in str(measured(10))

@@ -3,12 +3,73 @@
 import http.client
 import re
 import time
+from collections.abc import Iterable, Sequence
+from typing import Self
 
 import msgspec
 
-_BATCH_METRIC = re.compile(rb"^(\w*batch\w*)_(sum|count)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+from pennyweight.simulators.jobs import Row
+
+_METRIC = re.compile(rb"^(pennyweight_\w+) (\S+)$", re.MULTILINE)
 _VERIFY_SECONDS_MAX = 3_600
 _VERIFY_PAUSE_SECONDS = 0.1
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What servers have committed so far, and what they asked a database for it.
+
+    `round_trips` is None where they do not tell, `commands` where their metrics are closed to us.
+    """
+
+    commands: float | None = None
+    batches: float = 0
+    round_trips: float | None = None
+    bytes_sent: float = 0
+    owners: tuple[int, ...] = ()
+    """Which of them own the book, numbered from 1."""
+
+    @classmethod
+    def of(cls, metrics: Iterable[bytes]) -> Self:
+        """Add up what several servers' metrics say; whoever does not own the book commits nothing."""
+        total: dict[bytes, float] = {}
+        owners = []
+        for number, text in enumerate(metrics, 1):
+            found = {name: float(value) for name, value in _METRIC.findall(text)}
+            for name, value in found.items():
+                total[name] = total.get(name, 0) + value
+            if found.get(b"pennyweight_owner"):
+                owners.append(number)
+        return cls(
+            total.get(b"pennyweight_batch_commands_sum"),
+            total.get(b"pennyweight_batch_commands_count", 0),
+            total.get(b"pennyweight_store_round_trips_total"),
+            total.get(b"pennyweight_store_bytes_sent_total", 0),
+            tuple(owners),
+        )
+
+    def mean_batch(self, before: "Work") -> float | None:
+        """How many commands a commit had on average since an earlier look."""
+        if self.commands is None or self.batches == before.batches:
+            return None
+        return round((self.commands - (before.commands or 0)) / (self.batches - before.batches), 1)
+
+    def tell(self, row: Row, before: "Work") -> None:
+        """Add to a row what went to the database since an earlier look, if that is told."""
+        if self.round_trips is None or self.commands is None or self.batches == before.batches:
+            return
+        trips = self.round_trips - (before.round_trips or 0)
+        commands = self.commands - (before.commands or 0)
+        row.round_trips = round(trips / (self.batches - before.batches), 2)
+        row.sent_bytes = round((self.bytes_sent - before.bytes_sent) / max(1, commands), 1)
+
+    def owners_since(self, before: "Work") -> tuple[int, ...]:
+        """Who owned the book at an earlier look, and who else does now."""
+        return before.owners + tuple(set(self.owners) - set(before.owners))
+
+
+def work_of(askers: Sequence["Asker"]) -> Work:
+    """Look at what all servers of a book have committed."""
+    return Work.of(asker.metrics() for asker in askers)
 
 
 class Asker:
@@ -36,11 +97,10 @@ class Asker:
             raise RuntimeError(f"GET {path}: {status}")
         return body
 
-    def batches(self) -> dict[bytes, float]:
-        """Return the sum and the count of batch sizes so far; {} if the metrics are closed to us."""
+    def metrics(self) -> bytes:
+        """Return the metrics; nothing if they are closed to us."""
         status, text = self.ask("GET", "/metrics")
-        found = _BATCH_METRIC.findall(text) if status == 200 else []
-        return {kind: float(value) for family, kind, value in found if b"second" not in family}
+        return text if status == 200 else b""
 
     def cache(self) -> tuple[int, int] | None:
         """Return the cache's hits and misses so far; None if they are closed to us."""
@@ -61,9 +121,3 @@ class Asker:
                 return bool((document.get("report") or {}).get("ok"))
             time.sleep(_VERIFY_PAUSE_SECONDS)
         return False
-
-
-def mean_batch(before: dict[bytes, float], after: dict[bytes, float]) -> float | None:
-    """Return how many commands a commit had on average between two looks."""
-    count = after.get(b"count", 0) - before.get(b"count", 0)
-    return round((after[b"sum"] - before.get(b"sum", 0)) / count, 1) if count else None

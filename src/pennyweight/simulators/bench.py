@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pennyweight.config import WORKERS_MAX
-from pennyweight.simulators.asking import Asker, mean_batch
+from pennyweight.simulators.asking import Asker, work_of
 from pennyweight.simulators.benchplace import BenchPlace
 from pennyweight.simulators.crew import Report, Worker
 from pennyweight.simulators.deskbench import DESK, run_desk, run_withdrawals_elsewhere
@@ -24,13 +24,15 @@ from pennyweight.simulators.figures import (
 )
 from pennyweight.simulators.inprocess import fill
 from pennyweight.simulators.jobs import FacadeJob, InProcessJob, LoadJob, Row
-from pennyweight.simulators.machine import Usage, sync_times, usage
+from pennyweight.simulators.machine import Usage, usage
 from pennyweight.simulators.sampling import Skew
-from pennyweight.simulators.server import Server, Verdict
+from pennyweight.simulators.server import Verdict
+from pennyweight.simulators.stand import Stand, spent_between
 from pennyweight.simulators.workloads import WORKLOADS, Target
 
 SCENARIOS = (*WORKLOADS, *DESK, "in-process", "facade")
 KEY_KINDS = ("random", "ordered")
+_INSTANCES_MAX = 16
 
 
 def check(setting: Setting) -> None:
@@ -47,22 +49,29 @@ def check(setting: Setting) -> None:
         "a rate is above 0 requests a second": setting.rate is not None and setting.rate <= 0,
         "only transfers can meet a book that is filled": is_filled
         and setting.scenario != "transfers",
-        "a book is filled before a server of our own only": is_filled
-        and setting.address is not None,
+        "a book is filled before a server of our own only": is_filled and bool(setting.addresses),
         "a running server can be measured with transfers, payments, bets and withdrawals, the "
-        "latter not by Kafka": setting.address is not None
+        "latter not by Kafka": bool(setting.addresses)
         and (setting.scenario == "settlements" or setting.settle == "kafka"),
         "at least one message, and a rate of settlements above 0": setting.messages < 1
         or setting.settle_rate <= 0,
-        "in a database of yours, transfers, payments, bets and in-process can be measured": bool(
+        "in a database of yours everything but facade can be measured, by servers of our own": bool(
             setting.store
         )
-        and (setting.scenario not in (*WORKLOADS, "in-process") or setting.address is not None),
+        and (setting.scenario == "facade" or bool(setting.addresses)),
         "1 to 64 workers, of a server of our own": setting.workers != 1
         and (
             not 1 <= setting.workers <= WORKERS_MAX
             or setting.scenario not in WORKLOADS
-            or setting.address is not None
+            or bool(setting.addresses)
+        ),
+        "1 to 16 instances, of transfers, payments or bets on a database (--store)": (
+            setting.instances != 1
+        )
+        and (
+            not 1 <= setting.instances <= _INSTANCES_MAX
+            or setting.scenario not in WORKLOADS
+            or not setting.store
         ),
         "a filled book needs as many accounts as there are users": is_filled
         and setting.preload_accounts < setting.users,
@@ -85,17 +94,17 @@ def run(setting: Setting, report: Report) -> Figures:
     Raises ValueError, WorkerFailed, ServerFailed, NotSettled, ExtraMissing, OSError.
     """
     check(setting)
-    if setting.address is not None and setting.scenario in WORKLOADS:
-        return _run_elsewhere(setting, setting.address, report)
+    if setting.addresses and setting.scenario in WORKLOADS:
+        return _run_elsewhere(setting, report)
     if setting.scenario == "facade":
         return _run_facade(setting, report)
-    if setting.address is not None and setting.scenario == "withdrawals":
-        return run_withdrawals_elsewhere(setting, setting.address, report)
+    if setting.addresses and setting.scenario == "withdrawals":
+        return run_withdrawals_elsewhere(setting, report)
     with _scratch(setting.directory) as directory:
-        if setting.scenario in DESK:
-            return run_desk(setting, directory, report)
         book = BenchPlace(setting.store or directory / "book")
         try:
+            if setting.scenario in DESK:
+                return run_desk(setting, book, directory, report)
             if setting.scenario == "in-process":
                 return _run_in_process(setting, book, directory, report)
             return _run_served(setting, book, directory, report)
@@ -114,38 +123,38 @@ def _scratch(parent: Path | None) -> Iterator[Path]:
 
 
 def _run_served(setting: Setting, book: BenchPlace, directory: Path, report: Report) -> Figures:
-    """Measure a server of our own on a fresh book, then verify the book."""
+    """Measure servers of our own on a fresh book, then verify the book."""
     name = secrets.token_hex(3)
     filled = _preload(setting, book, name, report)
     report("starting the server", 0.0)
-    syncs = sync_times(directory)
-    options = [*book.options, "--workers", str(setting.workers)]
-    with Server(book.place, log=directory / "log", options=options) as server:
-        address = (server.host, server.port)
-        asker = Asker(address)
-        with Worker(_load_job(setting, address, name)) as worker:
-            worker.wait_until_ready()
-            batches, before = asker.batches(), usage(server.pid)
-            seen: list[Usage | None] = []
+    syncs, commits = book.sync_times(directory), book.commit_times()
+    with (
+        Stand(book, directory, count=setting.instances, workers=setting.workers) as stand,
+        Worker(_load_job(setting, stand.addresses, name)) as worker,
+    ):
+        worker.wait_until_ready()
+        before = stand.begin()
+        seen: list[Usage | None] = []
 
-            def watch(what: str, share: float) -> None:
-                seen.append(usage(server.pid))
-                report(what, share)
+        def watch(what: str, share: float) -> None:
+            seen.append(stand.usage())
+            report(what, share)
 
-            rows = worker.finish(setting.seconds + setting.warm_up_seconds, watch)
-            after, batches_after = usage(server.pid), asker.batches()
-    syncs += sync_times(directory)
+        rows = worker.finish(setting.seconds + setting.warm_up_seconds, watch)
+        after = stand.look()
+    syncs, commits = syncs + book.sync_times(directory), commits + book.commit_times()
     report("verifying the book", 1.0)
     verdict = book.verify()
-    spent = Spent(
-        before=before,
+    spent = spent_between(
+        before,
+        after,
+        rows[0],
+        worker,
+        answered=sum(rows[0].statuses.values()),
         middle=seen[len(seen) // 2] if seen else None,
-        after=after,
-        answered=max(1, sum(rows[0].statuses.values())),
         growth=Growth(book.size_bytes() - filled.size_bytes, verdict.sequence - filled.entries),
         syncs=syncs,
-        mean_batch=mean_batch(batches, batches_after),
-        stolen_percent=worker.stolen_percent,
+        commits=commits,
     )
     return _figures(setting, rows, spent, verdict)
 
@@ -162,25 +171,29 @@ def _figures(setting: Setting, rows: list[Row], spent: Spent, verdict: Verdict) 
     )
 
 
-def _run_elsewhere(setting: Setting, address: tuple[str, int], report: Report) -> Figures:
-    """Measure a server that runs already, and have it verify its book."""
-    asker = Asker(address, setting.token)
-    with Worker(_load_job(setting, address, secrets.token_hex(3))) as worker:
+def _run_elsewhere(setting: Setting, report: Report) -> Figures:
+    """Measure servers that run already, and have one of them verify the book."""
+    askers = [Asker(address, setting.token) for address in setting.addresses]
+    with Worker(_load_job(setting, setting.addresses, secrets.token_hex(3))) as worker:
         worker.wait_until_ready()
-        before = asker.batches()
+        before = work_of(askers)
         rows = worker.finish(setting.seconds + setting.warm_up_seconds, report)
+        work = work_of(askers)
         spent = Spent(
-            mean_batch=mean_batch(before, asker.batches()), stolen_percent=worker.stolen_percent
+            mean_batch=work.mean_batch(before),
+            stolen_percent=worker.stolen_percent,
+            owners=work.owners_since(before),
         )
+        work.tell(rows[0], before)
     report("verifying the book", 1.0)
     durability = "as that server has it"
-    return figures_of(setting, rows, spent, verified=asker.verify(), durability=durability)
+    return figures_of(setting, rows, spent, verified=askers[0].verify(), durability=durability)
 
 
 def _run_in_process(setting: Setting, book: BenchPlace, directory: Path, report: Report) -> Figures:
     """Measure batches on a durable book without HTTP, then verify the book."""
     size_before = book.size_bytes() if setting.store else 0
-    syncs = sync_times(directory)
+    syncs, commits = book.sync_times(directory), book.commit_times()
     kinds = KEY_KINDS if setting.keys == "both" else (setting.keys,)
     job = InProcessJob(
         directory=str(directory / "book"),
@@ -198,7 +211,7 @@ def _run_in_process(setting: Setting, book: BenchPlace, directory: Path, report:
         before = usage(worker.pid)
         rows = worker.finish(setting.seconds * len(kinds) * len(setting.batches), report)
         after = worker.last_usage
-    syncs += sync_times(directory)
+    syncs, commits = syncs + book.sync_times(directory), commits + book.commit_times()
     report("verifying the book", 1.0)
     verdict = book.verify()
     spent = Spent(
@@ -209,6 +222,8 @@ def _run_in_process(setting: Setting, book: BenchPlace, directory: Path, report:
         syncs=syncs,
         mean_batch=float(setting.batches[0]),
         stolen_percent=worker.stolen_percent,
+        machine_cpu_microseconds=worker.busy_microseconds,
+        commits=commits,
     )
     return _figures(setting, rows, spent, verdict)
 
@@ -237,12 +252,12 @@ def _run_facade(setting: Setting, report: Report) -> Figures:
     return figures_of(setting, rows, spent, verified=is_correct, durability="in memory")
 
 
-def _load_job(setting: Setting, address: tuple[str, int], name: str) -> LoadJob:
+def _load_job(setting: Setting, addresses: tuple[tuple[str, int], ...], name: str) -> LoadJob:
     return LoadJob(
         scenario=setting.scenario,
         target=Target(
-            host=address[0],
-            port=address[1],
+            host=addresses[0][0],
+            port=addresses[0][1],
             users=setting.users,
             skew=setting.skew,
             keys=setting.keys,
@@ -255,6 +270,7 @@ def _load_job(setting: Setting, address: tuple[str, int], name: str) -> LoadJob:
         warm_up_seconds=setting.warm_up_seconds,
         rate=setting.rate,
         is_funded=setting.preload_accounts > 0,
+        others=addresses[1:],
     )
 
 

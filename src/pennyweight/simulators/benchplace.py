@@ -1,6 +1,7 @@
 """Where a benchmark has its book: in a folder, or in a database under a name of its own."""
 
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -10,11 +11,12 @@ from pennyweight.runtime.clock import wall_clock
 from pennyweight.runtime.holding import holding
 from pennyweight.runtime.inline import InlineBook
 from pennyweight.runtime.opening import open_engine
-from pennyweight.simulators.machine import size_bytes
+from pennyweight.simulators.machine import size_bytes, sync_times
 from pennyweight.simulators.server import Verdict, verify
 from pennyweight.stores.sqlite import SQLiteStore
 
 _LEASE_SECONDS = 10.0
+_COMMITTING_SECONDS = 0.5
 
 
 class BenchPlace:
@@ -53,6 +55,36 @@ class BenchPlace:
         quiet_logs()
         return PostgresStore.open(self.place, self.book, new_incarnation=incarnation)
 
+    @contextmanager
+    def reading(self) -> Iterator[Store]:
+        """Open it for reading, beside whoever serves it."""
+        store: Store
+        if isinstance(self.place, Path):
+            store = SQLiteStore.open(self.place, is_read_only=True)
+        else:
+            from pennyweight.stores.postgres import PostgresStore  # noqa: PLC0415 - an extra
+
+            store = PostgresStore.open(self.place, self.book, is_read_only=True)
+        try:
+            yield store
+        finally:
+            store.close()
+
+    def commit_times(self) -> list[int]:
+        """Return how long a small commit takes in the database, many times, in nanoseconds.
+
+        Nothing of a folder, nor where the role may make no table.
+        """
+        if isinstance(self.place, Path):
+            return []
+        from pennyweight.stores.postgres.floor import commit_times  # noqa: PLC0415 - an extra
+
+        return commit_times(self.place, _COMMITTING_SECONDS)
+
+    def sync_times(self, directory: Path) -> list[int]:
+        """Return how long the disk takes, by a directory on it; nothing of a database's."""
+        return sync_times(directory) if isinstance(self.place, Path) else []
+
     def size_bytes(self) -> int:
         """Return what it takes on disk; in a database, what all books there take."""
         if isinstance(self.place, Path):
@@ -68,8 +100,9 @@ class BenchPlace:
         return verify(self.place, self.options)
 
     def remove(self) -> None:
-        """Remove it from a database, if this role may; a folder is removed by who made it."""
+        """Remove it; from a database only if this role may."""
         if isinstance(self.place, Path):
+            shutil.rmtree(self.place, ignore_errors=True)
             return
         from pennyweight.stores.postgres.removing import remove_book  # noqa: PLC0415 - an extra
 

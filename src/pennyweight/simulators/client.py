@@ -5,6 +5,7 @@ directly, sends requests that are encoded already, and of an answer reads the st
 the length. One request is under way on each connection.
 """
 
+import itertools
 import select
 import selectors
 import socket
@@ -73,20 +74,31 @@ class Poller:
 class Link:
     """A connection with its own stream of requests and the one that is under way."""
 
-    __slots__ = ("is_apart", "is_busy", "receive", "rest", "send", "sent_at", "socket", "stream")
+    __slots__ = (
+        "address",
+        "is_apart",
+        "is_busy",
+        "receive",
+        "rest",
+        "send",
+        "sent_at",
+        "socket",
+        "stream",
+    )
 
     def __init__(self, address: tuple[str, int], stream: Iterator[bytes]) -> None:
         """Connect. Raises OSError."""
+        self.address = address
         self.stream = stream
         self.rest = b""
         self.sent_at = 0
         self.is_apart = False
         self.is_busy = False
-        self.connect(address)
+        self.connect()
 
-    def connect(self, address: tuple[str, int]) -> None:
+    def connect(self) -> None:
         """Connect, or connect anew; what was under way is forgotten."""
-        self.socket = socket.create_connection(address, timeout=10)
+        self.socket = socket.create_connection(self.address, timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.settimeout(None)
         self.receive = self.socket.recv
@@ -147,12 +159,16 @@ class Client:
         address: tuple[str, int],
         streams: Sequence[Iterator[bytes]],
         *,
+        others: Sequence[tuple[str, int]] = (),
         expected: bytes = b"",
         also: bytes = b"",
         apart_prefix: bytes = b"",
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        """One connection for each stream. Raises OSError if the server is not there."""
+        """One connection for each stream. Raises OSError if the server is not there.
+
+        With `others` connections are dealt out to all servers in turn.
+        """
         self.tally = Tally()
         self.histogram = Histogram()
         self.apart = Histogram()
@@ -161,7 +177,6 @@ class Client:
         self.dropped = 0
         self.drain_seconds = 30.0
         """How long to wait for answers when nothing more is sent."""
-        self._address = address
         self._expected = expected
         self._also = also
         self._apart_prefix = apart_prefix
@@ -170,8 +185,8 @@ class Client:
         self._poller = Poller()
         self._links: dict[int, Link] = {}
         self._idle: list[Link] = []
-        for stream in streams:
-            self._watch(Link(address, stream))
+        for stream, place in zip(streams, itertools.cycle([address, *others]), strict=False):
+            self._watch(Link(place, stream))
         self._measure_from = 0
         self._measure_until = 1 << 62
 
@@ -329,7 +344,7 @@ class Client:
         link.socket.close()
         self.tally.broken += link.is_busy
         try:
-            link.connect(self._address)
+            link.connect()
         except OSError:
             return
         self._watch(link)

@@ -8,7 +8,13 @@ from typing import Self
 import msgspec
 
 from pennyweight.simulators.jobs import Job, Line, Row
-from pennyweight.simulators.machine import Usage, processor_ticks, stolen_percent, usage
+from pennyweight.simulators.machine import (
+    Usage,
+    busy_microseconds,
+    processor_ticks,
+    stolen_percent,
+    usage,
+)
 
 Report = Callable[[str, float], None]
 """Is told what is going on, and which part of it is done (0 to 1)."""
@@ -33,6 +39,8 @@ class Worker:
         """What the process used, as last seen."""
         self.stolen_percent: float | None = None
         """Processor time that others on the host took while it worked."""
+        self.busy_microseconds: int | None = None
+        """Processor time that the whole machine used while it worked."""
         self._write(msgspec.json.encode(job))
 
     def wait_until_ready(self) -> None:
@@ -49,7 +57,9 @@ class Worker:
             line = self._read()
             self.last_usage = usage(self.pid) or self.last_usage
             if line.rows is not None:
-                self.stolen_percent = stolen_percent(ticks, processor_ticks())
+                ended = processor_ticks()
+                self.stolen_percent = stolen_percent(ticks, ended)
+                self.busy_microseconds = busy_microseconds(ticks, ended)
                 return line.rows
             if line.done is not None:
                 reports += 1

@@ -3,7 +3,6 @@
 import itertools
 import os
 import secrets
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,31 +11,39 @@ from pathlib import Path
 
 from pennyweight.ledger.letters import LETTER
 from pennyweight.links.inwheel import InWheelBroker
-from pennyweight.simulators.asking import Asker, mean_batch
+from pennyweight.simulators.asking import Asker, work_of
+from pennyweight.simulators.benchplace import BenchPlace
 from pennyweight.simulators.client import Client
 from pennyweight.simulators.crew import Report, Worker
 from pennyweight.simulators.deskwork import WARM_SHARE, fill_population, hit_ratio
-from pennyweight.simulators.figures import Figures, Growth, Setting, Spent, figures_of
+from pennyweight.simulators.figures import (
+    DURABLE,
+    IN_DATABASE,
+    Figures,
+    Growth,
+    Setting,
+    Spent,
+    figures_of,
+)
 from pennyweight.simulators.flow import Sender
 from pennyweight.simulators.histogram import Histogram
 from pennyweight.simulators.jobs import DeskJob, LoadJob, Row, row_of
 from pennyweight.simulators.machine import (
     Usage,
     processor_ticks,
-    size_bytes,
     stolen_percent,
-    sync_times,
     usage,
 )
 from pennyweight.simulators.sampling import Skew
-from pennyweight.simulators.server import Server, Verdict, verify
+from pennyweight.simulators.server import Server, Verdict
+from pennyweight.simulators.stand import Stand, spent_between
 from pennyweight.simulators.withdrawing import Held, Withdrawals, choices, reserve
 from pennyweight.simulators.workloads import Target
-from pennyweight.stores.sqlite import SQLiteStore
 
 DESK = ("withdrawals", "settlements")
 _LOOK_SECONDS = 0.05
 _WAIT_SECONDS_MAX = 120.0
+_LEASE_SECONDS = 60.0
 _STREAMS = "kafka:"
 """How cursors of streams that are read from Kafka begin."""
 
@@ -48,51 +55,53 @@ class NotSettled(Exception):
     """Messages that were sent have not been booked."""
 
 
-def run_desk(setting: Setting, directory: Path, report: Report) -> Figures:
+def run_desk(setting: Setting, book: BenchPlace, directory: Path, report: Report) -> Figures:
     """Measure a scenario of the desk. Raises what `bench.run` does, NotSettled, ExtraMissing."""
     if setting.is_in_process:
-        return _run_in_process(setting, directory, report)
+        return _run_in_process(setting, book, directory, report)
     if setting.scenario == "withdrawals":
-        return _run_withdrawals(setting, directory, report)
-    return _run_settlements(setting, directory, report)
+        return _run_withdrawals(setting, book, directory, report)
+    return _run_settlements(setting, book, directory, report)
 
 
-def run_withdrawals_elsewhere(
-    setting: Setting, address: tuple[str, int], report: Report
-) -> Figures:
-    """Measure a server that runs already, and has the generated population in its book."""
-    asker = Asker(address, setting.token)
-    with Worker(_load_job(setting, address, secrets.token_hex(3))) as worker:
+def run_withdrawals_elsewhere(setting: Setting, report: Report) -> Figures:
+    """Measure servers that run already, and have the generated population in their book."""
+    askers = [Asker(address, setting.token) for address in setting.addresses]
+    with Worker(_load_job(setting, setting.addresses, secrets.token_hex(3))) as worker:
         worker.wait_until_ready()
-        before, cache = asker.batches(), asker.cache()
+        before, cache = work_of(askers), askers[0].cache()
         rows = worker.finish(setting.seconds + setting.warm_up_seconds, report)
+        work = work_of(askers)
         spent = Spent(
-            mean_batch=mean_batch(before, asker.batches()), stolen_percent=worker.stolen_percent
+            mean_batch=work.mean_batch(before),
+            stolen_percent=worker.stolen_percent,
+            owners=work.owners_since(before),
         )
-        rows[0].cache_hit_ratio = _ratio(cache, asker.cache())
+        work.tell(rows[0], before)
+        rows[0].cache_hit_ratio = _ratio(cache, askers[0].cache())
     report("verifying the book", 1.0)
     durability = "as that server has it"
-    return figures_of(setting, rows, spent, verified=asker.verify(), durability=durability)
+    return figures_of(setting, rows, spent, verified=askers[0].verify(), durability=durability)
 
 
 # ── withdrawals ───────────────────────────────────────────────────────────────────
 
 
-def _run_withdrawals(setting: Setting, directory: Path, report: Report) -> Figures:
+def _run_withdrawals(
+    setting: Setting, book: BenchPlace, directory: Path, report: Report
+) -> Figures:
     """Measure a server of our own on a fresh book with the population, then verify the book."""
-    book = directory / "book"
     held = _held_before(setting)
     primers = _primers(setting) if setting.settle == "kafka" else []
     before_all = itertools.chain(primers, reserve(setting.users, setting.seed, held))
     filled = _fill(setting, book, before_all, report, held)
-    syncs = sync_times(directory)
+    syncs, commits = book.sync_times(directory), book.commit_times()
     with ExitStack() as stack:
         broker = stack.enter_context(InWheelBroker()).address if setting.settle == "kafka" else ""
-        server = stack.enter_context(_serve(setting, book, broker))
-        address = (server.host, server.port)
-        asker = Asker(address)
+        stand = stack.enter_context(_serve(setting, book, directory, broker))
+        asker = stand.askers[0]
         worker = stack.enter_context(
-            Worker(_load_job(setting, address, secrets.token_hex(3), broker, held))
+            Worker(_load_job(setting, stand.addresses, secrets.token_hex(3), broker, held))
         )
         worker.wait_until_ready()
         seen: list[Usage | None] = []
@@ -100,38 +109,37 @@ def _run_withdrawals(setting: Setting, directory: Path, report: Report) -> Figur
             if broker:
                 Sender(broker).send_all(primers, has_id=False)
                 _wait_until(lambda: booked() >= len(primers), "the engine reads the topic")
-            batches, cache, before = asker.batches(), asker.cache(), usage(server.pid)
+            before, cache = stand.begin(), asker.cache()
             progress = [(time.perf_counter(), booked())]
 
             def watch(what: str, share: float) -> None:
-                seen.append(usage(server.pid))
+                seen.append(stand.usage())
                 progress.append((time.perf_counter(), booked()))
                 report(what, share)
 
             rows = worker.finish(setting.seconds + setting.warm_up_seconds, watch)
             progress.append((time.perf_counter(), booked()))
-            after, batches_after = usage(server.pid), asker.batches()
+            after = stand.look()
             rows[0].cache_hit_ratio = _ratio(cache, asker.cache())
             if broker:
                 rows.append(_row_of_flow(progress, rows[0].sent))
                 sent = len(primers) + rows[0].sent
                 _wait_until(lambda: booked() >= sent, "all settlements are booked")
-        answered = max(1, sum(rows[0].statuses.values()) + rows[0].sent)
-        stolen = worker.stolen_percent
-    syncs += sync_times(directory)
+    syncs, commits = syncs + book.sync_times(directory), commits + book.commit_times()
     report("verifying the book", 1.0)
-    verdict = verify(book)
-    spent = Spent(
-        before=before,
+    verdict = book.verify()
+    spent = spent_between(
+        before,
+        after,
+        rows[0],
+        worker,
+        answered=sum(rows[0].statuses.values()) + rows[0].sent,
         middle=seen[len(seen) // 2] if seen else None,
-        after=after,
-        answered=answered,
-        growth=Growth(size_bytes(book) - filled.size_bytes, verdict.sequence - filled.entries),
+        growth=Growth(book.size_bytes() - filled.size_bytes, verdict.sequence - filled.entries),
         syncs=syncs,
-        mean_batch=mean_batch(batches, batches_after),
-        stolen_percent=stolen,
+        commits=commits,
     )
-    return figures_of(setting, rows, spent, verified=verdict.ok, first_wrong=verdict.first_wrong)
+    return _figures(setting, rows, spent, verdict)
 
 
 def _primers(setting: Setting) -> list[Held]:
@@ -164,23 +172,28 @@ def _row_of_flow(progress: Sequence[tuple[float, int]], sent: int) -> Row:
 # ── settlements ───────────────────────────────────────────────────────────────────
 
 
-def _run_settlements(setting: Setting, directory: Path, report: Report) -> Figures:
+def _run_settlements(
+    setting: Setting, book: BenchPlace, directory: Path, report: Report
+) -> Figures:
     """Measure backlogs of settlements, each on a fresh book, and verify the books."""
-    syncs = sync_times(directory)
+    syncs, commits = book.sync_times(directory), book.commit_times()
     ticks = processor_ticks()
     cases = [(is_warm, has_id) for is_warm in (False, True) for has_id in (False, True)]
     rows: list[Row] = []
     verdicts: list[Verdict] = []
     spents: list[Spent] = []
     for number, (is_warm, has_id) in enumerate(cases):
-        case = _Backlog(setting, directory / f"book-{number}", is_warm=is_warm, has_id=has_id)
+        fresh = BenchPlace(setting.store or directory / f"book-{number}")
+        case = _Backlog(setting, fresh, directory, is_warm=is_warm, has_id=has_id)
         report(case.name, number / len(cases))
-        row, spent = case.run()
-        rows.append(row)
-        spents.append(spent)
-        verdicts.append(verify(case.book))
-        shutil.rmtree(case.book)
-    syncs += sync_times(directory)
+        try:
+            row, spent = case.run()
+            rows.append(row)
+            spents.append(spent)
+            verdicts.append(fresh.verify())
+        finally:
+            fresh.remove()
+    syncs, commits = syncs + book.sync_times(directory), commits + book.commit_times()
     spent = Spent(
         before=spents[0].before,
         after=spents[0].after,
@@ -189,18 +202,27 @@ def _run_settlements(setting: Setting, directory: Path, report: Report) -> Figur
         syncs=syncs,
         mean_batch=spents[0].mean_batch,
         stolen_percent=stolen_percent(ticks, processor_ticks()),
+        commits=commits,
     )
-    wrong = [verdict.first_wrong for verdict in verdicts if not verdict.ok]
-    first = wrong[0] if wrong else None
-    return figures_of(setting, rows, spent, verified=not wrong, first_wrong=first)
+    wrong = [verdict for verdict in verdicts if not verdict.ok]
+    return _figures(setting, rows, spent, wrong[0] if wrong else verdicts[0])
 
 
 class _Backlog:
     """One case: withdrawals are held, all are settled on Kafka, and the engine is let go."""
 
-    def __init__(self, setting: Setting, book: Path, *, is_warm: bool, has_id: bool) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        book: BenchPlace,
+        directory: Path,
+        *,
+        is_warm: bool,
+        has_id: bool,
+    ) -> None:
         self.setting = setting
         self.book = book
+        self.directory = directory
         self.is_warm = is_warm
         self.has_id = has_id
         users, ids = "warm" if is_warm else "cold", "with" if has_id else "without"
@@ -221,10 +243,10 @@ class _Backlog:
         filled = _fill(self.setting, self.book, before, _unheard, len(before))
         with (
             InWheelBroker() as broker,
-            _serve(self.setting, self.book, broker.address) as server,
+            _serve(self.setting, self.book, self.directory, broker.address) as stand,
             _booked(self.book) as booked,
         ):
-            asker = Asker((server.host, server.port))
+            server = stand.servers[0]
             sender = Sender(broker.address)
             if self.is_warm:
                 self._warm(server)
@@ -233,14 +255,14 @@ class _Backlog:
             _wait_until(lambda: booked() >= begun, "the engine reads the topic")
             with _stopped(server):
                 sender.send_all(self.held, has_id=self.has_id)
-                batches_before, used = {}, usage(server.pid)
+                used = usage(server.pid)
             started = time.perf_counter()
-            batches_before = asker.batches()
+            work_before = work_of(stand.askers)
             _wait_until(lambda: booked() >= begun + len(self.held), "all settlements are booked")
             seconds = time.perf_counter() - started
-            after, batches = usage(server.pid), asker.batches()
+            after, work = usage(server.pid), work_of(stand.askers)
         entries = len(self.primers) * (1 + self.is_warm) + len(self.held)
-        growth = Growth(size_bytes(self.book) - filled.size_bytes, entries)
+        growth = Growth(self.book.size_bytes() - filled.size_bytes, entries)
         self._check()
         row = row_of(
             self.name, Histogram(), requests=len(self.held), seconds=seconds, cpu_seconds=0
@@ -250,8 +272,9 @@ class _Backlog:
             after=after,
             answered=len(self.held),
             growth=growth,
-            mean_batch=mean_batch(batches_before, batches),
+            mean_batch=work.mean_batch(work_before),
         )
+        work.tell(row, work_before)
         return row, spent
 
     def _warm(self, server: Server) -> None:
@@ -266,8 +289,7 @@ class _Backlog:
 
     def _check(self) -> None:
         """No message was set aside, and no withdrawal is open any more. Raises NotSettled."""
-        store = SQLiteStore.open(self.book, is_read_only=True)
-        try:
+        with self.book.reading() as store:
             if store.records(LETTER, limit=1):
                 raise NotSettled("a settlement was set aside")
             after = 0
@@ -275,8 +297,6 @@ class _Backlog:
                 after = page[-1].number
                 if any(account.open_holds for account in page):
                     raise NotSettled("withdrawals are open that were settled")
-        finally:
-            store.close()
 
 
 def _unheard(what: str, share: float) -> None:
@@ -286,13 +306,15 @@ def _unheard(what: str, share: float) -> None:
 # ── in process ────────────────────────────────────────────────────────────────────
 
 
-def _run_in_process(setting: Setting, directory: Path, report: Report) -> Figures:
+def _run_in_process(setting: Setting, book: BenchPlace, directory: Path, report: Report) -> Figures:
     """Measure batches on a durable book without HTTP and Kafka, then verify the book."""
-    book = directory / "book"
-    syncs = sync_times(directory)
+    size_before = book.size_bytes() if setting.store else 0
+    syncs, commits = book.sync_times(directory), book.commit_times()
     job = DeskJob(
         scenario=setting.scenario,
-        directory=str(book),
+        directory=str(directory / "book"),
+        store=setting.store,
+        book=book.book,
         batches=setting.batches,
         users=setting.users,
         users_in_memory=setting.users_in_memory,
@@ -307,26 +329,43 @@ def _run_in_process(setting: Setting, directory: Path, report: Report) -> Figure
         worker.wait_until_ready()
         before = usage(worker.pid)
         rows = worker.finish(setting.seconds * len(setting.batches), report)
-        after, stolen = worker.last_usage, worker.stolen_percent
-    syncs += sync_times(directory)
+        after = worker.last_usage
+    syncs, commits = syncs + book.sync_times(directory), commits + book.commit_times()
     report("verifying the book", 1.0)
-    verdict = verify(book)
+    verdict = book.verify()
     spent = Spent(
         before=before,
         after=after,
         answered=sum(row.requests for row in rows),
-        growth=Growth(size_bytes(book), verdict.sequence),
+        growth=Growth(book.size_bytes() - size_before, verdict.sequence),
         syncs=syncs,
-        stolen_percent=stolen,
+        stolen_percent=worker.stolen_percent,
+        machine_cpu_microseconds=worker.busy_microseconds,
+        commits=commits,
     )
-    return figures_of(setting, rows, spent, verified=verdict.ok, first_wrong=verdict.first_wrong)
+    return _figures(setting, rows, spent, verdict)
 
 
 # ── all ───────────────────────────────────────────────────────────────────────────
 
 
+def _figures(setting: Setting, rows: list[Row], spent: Spent, verdict: Verdict) -> Figures:
+    return figures_of(
+        setting,
+        rows,
+        spent,
+        verified=verdict.ok,
+        first_wrong=verdict.first_wrong,
+        durability=IN_DATABASE if setting.store else DURABLE,
+    )
+
+
 def _fill(
-    setting: Setting, book: Path, held: Sequence[Held] | Iterator[Held], report: Report, count: int
+    setting: Setting,
+    book: BenchPlace,
+    held: Sequence[Held] | Iterator[Held],
+    report: Report,
+    count: int,
 ) -> Growth:
     """Make the book, and say what is in it."""
     total = setting.users + count
@@ -337,15 +376,20 @@ def _fill(
         held=held,
         report=lambda done: report(f"filling the book: {done} of {total}", done / total),
     )
-    return Growth(size_bytes(book), entries)
+    return Growth(book.size_bytes(), entries)
 
 
-def _serve(setting: Setting, book: Path, broker: str) -> Server:
-    """Start a server with the bound on users, and the broker if there is one."""
-    options = ["--users-in-memory", str(setting.users_in_memory)]
+def _serve(setting: Setting, book: BenchPlace, directory: Path, broker: str) -> Stand:
+    """Start a server with the bound on users, and the broker if there is one.
+
+    It may be silent for long, so that it still owns the book after it was stopped.
+    """
+    file = directory / "pennyweight.toml"
+    file.write_text(f"[cluster]\nlease_seconds = {_LEASE_SECONDS}\n")
+    options = ["--config", str(file), "--users-in-memory", str(setting.users_in_memory)]
     if broker:
         options += ["--kafka", broker]
-    return Server(book, log=book.with_name(f"{book.name}.log"), options=options)
+    return Stand(book, directory, options)
 
 
 def _target(setting: Setting, address: tuple[str, int], name: str) -> Target:
@@ -362,11 +406,15 @@ def _target(setting: Setting, address: tuple[str, int], name: str) -> Target:
 
 
 def _load_job(
-    setting: Setting, address: tuple[str, int], name: str, brokers: str = "", held: int = 0
+    setting: Setting,
+    addresses: tuple[tuple[str, int], ...],
+    name: str,
+    brokers: str = "",
+    held: int = 0,
 ) -> LoadJob:
     return LoadJob(
         scenario=setting.scenario,
-        target=_target(setting, address, name),
+        target=_target(setting, addresses[0], name),
         connections=setting.connections,
         seconds=setting.seconds,
         warm_up_seconds=setting.warm_up_seconds,
@@ -376,19 +424,17 @@ def _load_job(
         settle_rate=setting.settle_rate,
         brokers=brokers,
         held=held,
+        others=addresses[1:],
     )
 
 
 @contextmanager
-def _booked(book: Path) -> Iterator[Callable[[], int]]:
+def _booked(book: BenchPlace) -> Iterator[Callable[[], int]]:
     """Give what tells how many messages from Kafka the book's cursors have passed."""
-    store = SQLiteStore.open(book, is_read_only=True)
-    try:
+    with book.reading() as store:
         yield lambda: sum(
             position for name, position in store.cursors().items() if name.startswith(_STREAMS)
         )
-    finally:
-        store.close()
 
 
 @contextmanager

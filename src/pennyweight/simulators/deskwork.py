@@ -16,7 +16,7 @@ from pennyweight.products.withdrawals.withdraw import Withdraw
 from pennyweight.runtime.inline import InlineBook
 from pennyweight.simulators.benchplace import BenchPlace
 from pennyweight.simulators.histogram import Histogram
-from pennyweight.simulators.inprocess import NotDone, execute
+from pennyweight.simulators.inprocess import NotDone, Trips, execute
 from pennyweight.simulators.jobs import DeskJob, Row, row_of
 from pennyweight.simulators.population import rows
 from pennyweight.simulators.sampling import Skew, keys
@@ -35,7 +35,7 @@ _BATCH = 500
 
 
 def fill_population(
-    directory: Path,
+    place: BenchPlace,
     users: int,
     seed: int,
     *,
@@ -46,7 +46,7 @@ def fill_population(
 
     Returns how many entries it has. Reports what is done.
     """
-    with BenchPlace(directory).opened() as book:
+    with place.opened() as book:
         done = 0
         for batch in _batches(itertools.chain(_loads(users, seed), map(_withdraw, held))):
             done += execute(book, batch)
@@ -56,9 +56,9 @@ def fill_population(
 
 def run_desk(job: DeskJob, ready: Callable[[], None], report: Callable[[int], None]) -> list[Row]:
     """Measure withdrawals, each settled in the next batch, or settlements of what is held."""
-    directory = Path(job.directory)
-    fill_population(directory, job.users, job.seed)
-    with BenchPlace(directory).opened(users_max=job.users_in_memory) as book:
+    place = BenchPlace(job.store or Path(job.directory), job.book)
+    fill_population(place, job.users, job.seed)
+    with place.opened(users_max=job.users_in_memory) as book:
         ready()
         if job.scenario == "withdrawals":
             return [_withdrawals(book, job, size, report) for size in job.batches]
@@ -156,6 +156,7 @@ def _measure(
 ) -> Row:
     """Execute batches for a time, or until there are no more."""
     histogram = Histogram()
+    trips = Trips(book.store)
     done = 0
     clock = time.perf_counter_ns
     cpu, started = time.process_time(), clock()
@@ -169,13 +170,15 @@ def _measure(
         if now >= next_report:
             next_report = now + 500_000_000
             report(done)
-    return row_of(
+    row = row_of(
         case,
         histogram,
         requests=done,
         seconds=(now - started) / 1e9,
         cpu_seconds=time.process_time() - cpu,
     )
+    trips.tell(row, batches=histogram.count)
+    return row
 
 
 def _loads(users: int, seed: int) -> Iterator[Submission]:

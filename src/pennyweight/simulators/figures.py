@@ -16,14 +16,14 @@ _HIDDEN = {"scenario", "token", "directory", "store"}
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. `address` (host, port) is a server that runs already; None for our own.
+    """What to measure. `addresses` (host, port) are servers of one book that run already.
 
     `keys` are `random`, `ordered`, or for `in-process` `both`. `preload_*` fill our own
     book before. `rate` makes the loop an open one. `directory` is where the book's own
     temporary directory is made. For withdrawals and settlements: `users_in_memory` is the
     server's bound, `settle` how withdrawals end, `settle_rate` messages a second by Kafka,
     `messages` the settlements of each case. `store` is the URL of a database that gets our
-    own book; `workers` are the processes that speak HTTP.
+    own book; `workers` are the processes of a server that speak HTTP, `instances` the servers.
     """
 
     scenario: str
@@ -34,7 +34,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     skew: str = "uniform"
     keys: str = "random"
     rate: float | None = None
-    address: tuple[str, int] | None = None
+    addresses: tuple[tuple[str, int], ...] = ()
     token: str = ""
     preload_keys: int = 0
     preload_accounts: int = 0
@@ -49,6 +49,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     is_in_process: bool = False
     store: str = ""
     workers: int = 1
+    instances: int = 1
 
 
 class Growth(msgspec.Struct, frozen=True):
@@ -59,7 +60,11 @@ class Growth(msgspec.Struct, frozen=True):
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
-    """What the measured process and its disk spent on so many commands (`answered`)."""
+    """What the measured process and its disk spent on so many commands (`answered`).
+
+    `before` to `after` are of the process that owns the book. `commits` are small ones of the
+    database, in nanoseconds.
+    """
 
     before: Usage | None = None
     middle: Usage | None = None
@@ -69,16 +74,26 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     syncs: list[int] = []
     mean_batch: float | None = None
     stolen_percent: float | None = None
+    fronts_cpu_microseconds: int | None = None
+    machine_cpu_microseconds: int | None = None
+    commits: list[int] = []
+    owners: tuple[int, ...] = ()
 
 
 class Figures(msgspec.Struct, kw_only=True):
     """What came out; the first case stands at the top, all of them in `rows`.
 
-    `rss_mb` is the memory in the end. What cannot be known of a foreign server, or without a disk or /proc, is None.
-    `server_cpu_us` and `client_cpu_us` are processor time for each command.
-    `bytes_per_transfer` is how much the book grew, `written_bytes_per_transfer` what the
-    process sent to the disk for it. `runs` are the rates of all runs. `stolen_percent` is the share of processor time that
-    the machine's host gave to others meanwhile; such figures say little above a few percent.
+    What cannot be known of a foreign server, or without a disk or /proc, is None. `rss_mb` is
+    the memory in the end. `server_cpu_us` and `client_cpu_us` are processor time for each
+    command, the former of the process that owns the book; `fronts_cpu_us` is that of its
+    workers and the other instances, `machine_cpu_us` that of everything, a database of this
+    machine included. `bytes_per_transfer` is how much the book grew,
+    `written_bytes_per_transfer` what the process sent to the disk for it. `commit_p50_us` is a
+    small commit of the database on one connection, and `p50_commits` how many of these a
+    request took, where it had one connection. `owners` are the numbers of the instances that
+    owned the book, in turn. `runs` are the rates of all runs. `stolen_percent` is the share of
+    processor time that the machine's host gave to others meanwhile; such figures say little
+    above a few percent.
     """
 
     scenario: str
@@ -103,6 +118,11 @@ class Figures(msgspec.Struct, kw_only=True):
     verified: bool
     first_wrong: object = None
     cache_hit_ratio: float | None = None
+    fronts_cpu_us: float | None = None
+    machine_cpu_us: float | None = None
+    commit_p50_us: int | None = None
+    p50_commits: float | None = None
+    owners: list[int] = []
     rows: list[Row] = []
     runs: list[float] = []
     variation_percent: float | None = None
@@ -135,6 +155,9 @@ def figures_of(
 ) -> Figures:
     """Put everything together."""
     top = rows[0]
+    commit = median_microseconds(spent.commits) if spent.commits else None
+    is_alone = setting.connections == 1 and setting.scenario not in {"in-process", "settlements"}
+    is_alone = is_alone and not setting.is_in_process
     return Figures(
         scenario=setting.scenario,
         setting={
@@ -158,12 +181,19 @@ def figures_of(
         bytes_per_transfer=None
         if spent.growth is None
         else round(spent.growth.size_bytes / max(1, spent.growth.entries), 1),
-        written_bytes_per_transfer=None if spent.growth is None else _each(spent, "written_bytes"),
+        written_bytes_per_transfer=None
+        if spent.growth is None or setting.store
+        else _each(spent, "written_bytes"),
         stolen_percent=spent.stolen_percent,
         durability=durability,
         verified=verified,
         first_wrong=first_wrong,
         cache_hit_ratio=top.cache_hit_ratio,
+        fronts_cpu_us=_share(spent.fronts_cpu_microseconds, spent.answered),
+        machine_cpu_us=_share(spent.machine_cpu_microseconds, spent.answered),
+        commit_p50_us=commit,
+        p50_commits=round(1_000 * top.p50_ms / commit, 2) if commit and is_alone else None,
+        owners=list(spent.owners),
         rows=rows,
     )
 
@@ -178,3 +208,7 @@ def _each(spent: Spent, field: str) -> float | None:
         return None
     total: int = getattr(spent.after, field) - getattr(spent.before, field)
     return round(total / spent.answered, 2)
+
+
+def _share(total: int | None, answered: int) -> float | None:
+    return None if total is None else round(total / answered, 2)

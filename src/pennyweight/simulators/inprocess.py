@@ -83,7 +83,7 @@ def _measure(
     chosen = _transfers("", draw, Skew(job.skew), job.users, is_ordered=kind == "ordered")
     histogram = Histogram()
     done = 0
-    line = _Line(book.store)
+    trips = Trips(book.store)
     clock = time.perf_counter_ns
     cpu, started = time.process_time(), clock()
     now, end = started, started + int(job.seconds * 1e9)
@@ -103,27 +103,24 @@ def _measure(
         seconds=(now - started) / 1e9,
         cpu_seconds=time.process_time() - cpu,
     )
-    line.tell(row, batches=histogram.count)
+    trips.tell(row, batches=histogram.count)
     return row
 
 
-class _Line:
+class Trips:
     """What goes over the line to a database; nothing where there is none."""
 
     def __init__(self, store: Store) -> None:
-        self._traffic = getattr(store, "traffic", None)
-        self._before = self._now()
+        """Begins now."""
+        self._store = store
+        self._before = store.traffic
 
     def tell(self, row: Row, *, batches: int) -> None:
-        """Add what went over it since the beginning."""
-        if self._traffic is not None:
-            trips, sent = (now - then for now, then in zip(self._now(), self._before, strict=True))
-            row.round_trips = round(trips / max(1, batches), 2)
-            row.sent_bytes = round(sent / max(1, row.requests), 1)
-
-    def _now(self) -> tuple[int, int]:
-        traffic = self._traffic
-        return (0, 0) if traffic is None else (traffic.round_trips, traffic.bytes_sent)
+        """Add to a row what went over it since the beginning."""
+        before, now = self._before, self._store.traffic
+        if now != before:
+            row.round_trips = round((now.round_trips - before.round_trips) / max(1, batches), 2)
+            row.sent_bytes = round((now.bytes_sent - before.bytes_sent) / max(1, row.requests), 1)
 
 
 def _openings(run: str, accounts: int) -> Iterator[Submission]:

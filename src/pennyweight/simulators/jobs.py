@@ -11,6 +11,7 @@ from pennyweight.simulators.workloads import Target
 class LoadJob(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """Load a server by HTTP. Without a `rate` each connection sends as fast as it is answered.
 
+    `others` are more servers of the same book; connections are dealt out to all in turn.
     Withdrawals end as `settle` says; by `kafka`, `settle_rate` messages a second go to
     `brokers`, of which `held` were made before.
     """
@@ -26,6 +27,7 @@ class LoadJob(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     settle_rate: float = 0.0
     brokers: str = ""
     held: int = 0
+    others: tuple[tuple[str, int], ...] = ()
 
 
 class InProcessJob(msgspec.Struct, frozen=True, kw_only=True, tag="in-process"):
@@ -58,12 +60,14 @@ class FacadeJob(msgspec.Struct, frozen=True, kw_only=True, tag="facade"):
 class DeskJob(msgspec.Struct, frozen=True, kw_only=True, tag="desk"):
     """Execute withdrawals or settlements on a durable book in the worker's own process.
 
-    The book gets the generated population first. Withdrawals end by settlements unless
+    It is where `InProcessJob` says, and gets the generated population first. Withdrawals end by settlements unless
     `settle` is `none`. `messages` are settled in each case.
     """
 
     scenario: str
     directory: str
+    store: str = ""
+    book: str = ""
     batches: tuple[int, ...]
     users: int
     users_in_memory: int

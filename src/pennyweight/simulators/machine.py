@@ -41,10 +41,27 @@ def usage(pid: int) -> Usage | None:
     )
 
 
+def family(pid: int) -> list[int]:
+    """Return a process and its children; the process alone where that is not told."""
+    children: list[int] = []
+    try:
+        for task in (Path("/proc") / str(pid) / "task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    except OSError:
+        return [pid]
+    return [pid, *children]
+
+
 def stolen_percent(before: tuple[int, int], after: tuple[int, int]) -> float | None:
     """Return how much of the processor time wanted between two looks others on the host took."""
     busy, stolen = after[0] - before[0], after[1] - before[1]
     return round(100 * stolen / (busy + stolen), 1) if busy + stolen else None
+
+
+def busy_microseconds(before: tuple[int, int], after: tuple[int, int]) -> int | None:
+    """Return the processor time that the machine used between two looks; None without /proc."""
+    ticks = after[0] - before[0]
+    return ticks * 1_000_000 // os.sysconf("SC_CLK_TCK") if ticks else None
 
 
 def processor_ticks() -> tuple[int, int]:

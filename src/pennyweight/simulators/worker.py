@@ -8,7 +8,7 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -92,11 +92,16 @@ def load(
     """Fund the accounts, then load the server; return what came out, and the client."""
     address = (job.target.host, job.target.port)
     if not job.is_funded:
-        fund(address, workload)
+        fund([address, *job.others], workload)
     workload.learn(Asker(address, job.target.token).get)
     streams = [workload.stream() for _ in range(job.connections)]
     client = Client(
-        address, streams, expected=workload.expected, also=also, apart_prefix=apart_prefix
+        address,
+        streams,
+        others=job.others,
+        expected=workload.expected,
+        also=also,
+        apart_prefix=apart_prefix,
     )
     wait_for_go()
     gc.disable()  # the client makes no cycles, and a collection would look like a slow server
@@ -144,13 +149,13 @@ def withdraw(job: LoadJob) -> list[Row]:
     return [row]
 
 
-def fund(address: tuple[str, int], workload: Workload) -> None:
+def fund(addresses: Sequence[tuple[str, int]], workload: Workload) -> None:
     """Send the requests of the funding, phase by phase. Raises RuntimeError if one is refused."""
     for phase in workload.funding():
         streams = [
             iter(phase[first::_FUNDING_CONNECTIONS]) for first in range(_FUNDING_CONNECTIONS)
         ]
-        client = Client(address, streams[: len(phase)])
+        client = Client(addresses[0], streams[: len(phase)], others=addresses[1:])
         client.finish_streams()
         client.close()
         if client.tally.errors:

@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 from pennyweight.delivery.cli.bench_cache import cache
 from pennyweight.delivery.cli.bench_desk import settlements, withdrawals
 from pennyweight.delivery.cli.bench_shared import (
-    Address,
+    Addresses,
     Batch,
     Connections,
     Directory,
@@ -15,6 +15,7 @@ from pennyweight.delivery.cli.bench_shared import (
     Rate,
     Runs,
     Seconds,
+    StoreUrl,
     Token,
     WarmUp,
     measure,
@@ -42,7 +43,7 @@ def bench(
         str, Parameter(help="Who takes part: uniform, zipf:S, scan, or hot (all pay one account).")
     ] = "uniform",
     rate: Rate = None,
-    address: Address = None,
+    address: Addresses = (),
     token: Token = "",
     keys: Annotated[
         Literal["random", "ordered", "both"],
@@ -60,15 +61,11 @@ def bench(
     runs: Runs = 1,
     seed: Annotated[int, Parameter(help="Who pays whom.")] = 1,
     directory: Directory = None,
-    store: Annotated[
-        str | None,
-        Parameter(
-            help="Transfers, payments, bets, in-process: a database for the book, which gets a "
-            "name of its own there, instead of a directory.",
-            negative=(),
-        ),
-    ] = None,
+    store: StoreUrl = None,
     workers: Annotated[int, Parameter(help="Processes of the server that speak HTTP.")] = 1,
+    instances: Annotated[
+        int, Parameter(help="With --store: servers on the one book, sharing the connections.")
+    ] = 1,
     json: JsonFile = None,
 ) -> int:
     """Measure how fast money moves, durably, and verify the book afterwards.
@@ -79,14 +76,17 @@ def bench(
     bets and wins in Python, in memory. Every request has a key of its own.
 
     With `--store` the book is in a database, and is removed from it afterwards, if the role
-    may. In process, round trips for each batch and bytes sent for each transfer are counted.
+    may. Round trips for each batch and bytes sent for each command are counted, and a commit
+    of one row on one connection is timed before and after, to compare with. With
+    `--instances` one server owns the book and the others hand on to it; connections go to all
+    of them evenly, with nothing in between.
 
     With `--rate`, latency counts from the moment a request was due. Exits with 1 when the
     book is not right afterwards.
 
     Example: pennyweight bench transfers --connections 64 --seconds 10
 
-    Example: pennyweight bench transfers --store postgresql://owner@db.local/bench
+    Example: pennyweight bench transfers --store postgresql://owner@db.local/bench --instances 3
     """
     setting = Setting(
         scenario=scenario,
@@ -97,7 +97,7 @@ def bench(
         skew=skew,
         keys=keys,
         rate=rate,
-        address=None if address is None else host_and_port(address),
+        addresses=tuple(map(host_and_port, address)),
         token=token,
         preload_keys=preload_keys,
         preload_accounts=preload_accounts,
@@ -107,5 +107,6 @@ def bench(
         directory=directory,
         store="" if store is None else database_of(store),
         workers=workers,
+        instances=instances,
     )
     return measure(setting, runs, json)

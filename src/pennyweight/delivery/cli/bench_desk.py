@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from pennyweight.delivery.cli.bench_shared import (
-    Address,
+    Addresses,
     Batch,
     Connections,
     Directory,
@@ -13,11 +13,12 @@ from pennyweight.delivery.cli.bench_shared import (
     Rate,
     Runs,
     Seconds,
+    StoreUrl,
     Token,
     WarmUp,
     measure,
 )
-from pennyweight.delivery.cli.shared import host_and_port
+from pennyweight.delivery.cli.shared import database_of, host_and_port
 from pennyweight.simulators.figures import Setting
 
 Users = Annotated[int, Parameter(help="How many users there are, of the generated population.")]
@@ -47,7 +48,7 @@ def withdrawals(
         float, Parameter(help="Settlements a second from Kafka, with --settle kafka.")
     ] = 5_000,
     rate: Rate = None,
-    address: Address = None,
+    address: Addresses = (),
     token: Token = "",
     keys: Annotated[
         Literal["random", "ordered"], Parameter(help="Withdrawal ids: random, or time-ordered.")
@@ -57,6 +58,7 @@ def withdrawals(
     runs: Runs = 1,
     seed: Seed = 1,
     directory: Directory = None,
+    store: StoreUrl = None,
     json: JsonFile = None,
 ) -> int:
     """Measure how fast withdrawals are answered, durably, and verify the book afterwards.
@@ -68,6 +70,8 @@ def withdrawals(
     settlements come from the broker inside the Kafka client at `--settle-rate`, those
     accepted a second ago first, else of withdrawals made before the run. With `--settle
     none` nothing ends: for short runs that no single user dominates.
+
+    With `--store` the book is in a database, and is removed from it afterwards, if the role may.
 
     A server at `--address` must have the population in its book: `pennyweight simulate users
     --count 900 --seed 1`.
@@ -85,13 +89,14 @@ def withdrawals(
         settle=settle,
         settle_rate=settle_rate,
         rate=rate,
-        address=None if address is None else host_and_port(address),
+        addresses=tuple(map(host_and_port, address)),
         token=token,
         keys=keys,
         is_in_process=in_process,
         batches=batch,
         seed=seed,
         directory=directory,
+        store="" if store is None else database_of(store),
     )
     return measure(setting, runs, json)
 
@@ -108,6 +113,7 @@ def settlements(
     runs: Runs = 1,
     seed: Seed = 1,
     directory: Directory = None,
+    store: StoreUrl = None,
     json: JsonFile = None,
 ) -> int:
     """Measure how fast a backlog of settlements is booked from Kafka, and verify the books.
@@ -116,7 +122,8 @@ def settlements(
     client, with four partitions. Users are cold (all of them, none in memory) or warm (three
     quarters of as many as memory holds, all there before); settlements have a
     settlement_id or not. Counted is the time from letting the engine go, with the whole
-    backlog in the broker, to the last booking.
+    backlog in the broker, to the last booking. With `--store` the books are in a database,
+    one after the other, each removed in the end, if the role may.
 
     Example: pennyweight bench settlements --messages 50000
     """
@@ -129,5 +136,6 @@ def settlements(
         batches=batch,
         seed=seed,
         directory=directory,
+        store="" if store is None else database_of(store),
     )
     return measure(setting, runs, json)

@@ -35,7 +35,22 @@ Rate = Annotated[
     float | None,
     Parameter(help="Open loop: so many requests a second, whatever the server does."),
 ]
-Address = Annotated[str | None, Parameter(help="A running server instead of one of our own.")]
+Addresses = Annotated[
+    tuple[str, ...],
+    Parameter(
+        help="A running server instead of one of our own; several of one book share the load.",
+        name="--address",
+        consume_multiple=True,
+        negative=(),
+    ),
+]
+StoreUrl = Annotated[
+    str | None,
+    Parameter(
+        help="A database for the book, which gets a name of its own there, instead of a directory.",
+        negative=(),
+    ),
+]
 Token = Annotated[str, Parameter(help="Its API key, if it wants one.")]
 Batch = Annotated[
     tuple[int, ...],
@@ -117,6 +132,13 @@ def _memory_before(figures: Figures) -> str:
     return before if figures.rss_middle_mb is None else f"{before}, {figures.rss_middle_mb} halfway"
 
 
+def _owners(figures: Figures) -> str | None:
+    """Name who owned the book, where there were several to choose from."""
+    names = ", then ".join(f"instance {number}" for number in figures.owners)
+    count = figures.setting["instances"]
+    return f"{names} of {count}" if names and count != 1 else None
+
+
 def _beside(figures: Figures) -> Iterator[tuple[str, str]]:
     """Yield what is known beside the cases, with its unit."""
     known = (
@@ -124,8 +146,13 @@ def _beside(figures: Figures) -> Iterator[tuple[str, str]]:
         ("mean batch", figures.mean_batch, " commands"),
         ("users found in memory", figures.cache_hit_ratio, " of withdrawals"),
         ("disk's own fdatasync, p50", figures.fdatasync_p50_us, " µs"),
+        ("database's commit, p50", figures.commit_p50_us, " µs for one row on one connection"),
+        ("p50 of a request", figures.p50_commits, " of these"),
+        ("owner of the book", _owners(figures), ""),
         ("server's memory", figures.rss_mb, f" MiB, {_memory_before(figures)}"),
         ("server's CPU per command", figures.server_cpu_us, " µs"),
+        ("fronts' CPU per command", figures.fronts_cpu_us, " µs"),
+        ("machine's CPU per command", figures.machine_cpu_us, " µs, with everything on it"),
         ("book's growth per command", figures.bytes_per_transfer, " bytes"),
         ("written per command", figures.written_bytes_per_transfer, " bytes"),
         ("taken by the host's others", figures.stolen_percent, " % of the processors"),
@@ -141,7 +168,7 @@ def _beside(figures: Figures) -> Iterator[tuple[str, str]]:
         if row.round_trips is not None:
             yield (
                 f"to the database, {row.case}",
-                (f"{row.round_trips} round trips a batch, {row.sent_bytes} bytes a transfer"),
+                (f"{row.round_trips} round trips a batch, {row.sent_bytes} bytes a command"),
             )
         if row.errors:
             yield f"statuses of {row.case}", ", ".join(f"{k}: {v}" for k, v in row.statuses.items())
