@@ -233,6 +233,7 @@ class Cluster:
         self.url = url
         self.instances: list[Instance] = []
         self._folder = folder
+        folder.mkdir(exist_ok=True)
         self._words = words
         try:
             for _ in range(count):
