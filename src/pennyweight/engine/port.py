@@ -251,40 +251,11 @@ class Traffic(msgspec.Struct, frozen=True):
     bytes_sent: int = 0
 
 
-class Store(Protocol):
-    """One book's rows. See the module's docstring for who may call what."""
-
-    @property
-    def traffic(self) -> Traffic:
-        """What went over the writer's line, of this process, since the store was opened."""
+class Committed(Protocol):
+    """One book's rows as they are committed, for anybody, from any thread."""
 
     def head(self) -> Head:
         """Return where the book stands, as committed."""
-
-    def begin(self, reads: Reads, resident: Container[str]) -> Found:
-        """Read what a batch wants. Holders in `resident` are known to the caller and left out."""
-
-    def append(self, batch: Append) -> None:
-        """Commit a batch durably, or not at all.
-
-        Raises NotOwner when the head is not `expected`. Raises ConstraintFailed when a row
-        is not as the batch found it, a version does not move on, a key, a name or a hold's
-        reference is taken, a cursor is elsewhere, a balance breaks its floor or has more than 38
-        digits, or something does not fit; in both cases nothing was written and the store
-        goes on. Raises StoreUnavailable when nothing was written and the same append may be
-        tried again, OutcomeUnknown when that must be asked first (`resolve`). Raises
-        StoreFailed when the disk failed; the store then refuses everything that writes.
-        """
-
-    def resolve(self, batch: Append) -> Resolution:
-        """Tell what became of an append whose outcome is unknown: fence, then read.
-
-        Afterwards no earlier attempt at it can be committed any more. Called by the writer,
-        as often as it takes. Raises StoreUnavailable.
-        """
-
-    def adopt(self, batch: Append) -> None:
-        """Append a batch of another book's journal as it is (import): header and chain kept."""
 
     def entries(
         self, after: int, limit: int, *, product: str | None = None, is_descending: bool = False
@@ -372,6 +343,47 @@ class Store(Protocol):
     def cursors(self) -> dict[str, int]:
         """Return all cursors of readers of outside streams."""
 
+    def rows(self) -> Iterable[tuple[str, Any]]:
+        """Yield all rows, for verification, as of one moment.
+
+        First ("head", Head) of that moment, then in any order ("account", Account),
+        ("hold", Hold), ("record", Record), ("cursor", CursorMove), ("key", KeyRow),
+        ("listing", Listing) and ("back_dated", BackDatedLine).
+        """
+
+
+class Store(Committed, Protocol):
+    """One book's rows. See the module's docstring for who may call what."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went over the writer's line, of this process, since the store was opened."""
+
+    def begin(self, reads: Reads, resident: Container[str]) -> Found:
+        """Read what a batch wants. Holders in `resident` are known to the caller and left out."""
+
+    def append(self, batch: Append) -> None:
+        """Commit a batch durably, or not at all.
+
+        Raises NotOwner when the head is not `expected`. Raises ConstraintFailed when a row
+        is not as the batch found it, a version does not move on, a key, a name or a hold's
+        reference is taken, a cursor is elsewhere, a balance breaks its floor or has more than 38
+        digits, or something does not fit; in both cases nothing was written and the store
+        goes on. Raises StoreUnavailable when nothing was written and the same append may be
+        tried again, OutcomeUnknown when that must be asked first (`resolve`). Raises
+        StoreFailed when the disk failed; the store then refuses everything that writes.
+        """
+
+    def resolve(self, batch: Append) -> Resolution:
+        """Tell what became of an append whose outcome is unknown: fence, then read.
+
+        Afterwards no earlier attempt at it can be committed any more. Called by the writer,
+        as often as it takes. Raises StoreUnavailable.
+        """
+
+    def adopt(self, batch: Append) -> None:
+        """Append a batch of another book's journal as it is (import): header and chain kept."""
+
     def claim(self, owner: str, address: str, life_microseconds: int) -> Lease | None:
         """Take or renew the book's lease, outside the journal, by the store's clock.
 
@@ -403,14 +415,6 @@ class Store(Protocol):
 
     def size_bytes(self) -> int:
         """Return how many bytes the book takes on disk (0 in memory)."""
-
-    def rows(self) -> Iterable[tuple[str, Any]]:
-        """Yield all rows, for verification, as of one moment.
-
-        First ("head", Head) of that moment, then in any order ("account", Account),
-        ("hold", Hold), ("record", Record), ("cursor", CursorMove), ("key", KeyRow),
-        ("listing", Listing) and ("back_dated", BackDatedLine).
-        """
 
     def close(self) -> None:
         """Release the book, which must not be used afterwards."""

@@ -23,6 +23,7 @@ import msgspec
 from pennyweight.engine.port import Append, ConstraintFailed, HoldRow, RecordRow
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.entries import CursorMove
+from pennyweight.stores import encoding
 from pennyweight.stores.postgres import codec
 from pennyweight.stores.postgres.channel import Statement, statement
 
@@ -336,7 +337,7 @@ def compose(batch: Append, fence: int) -> tuple[Statement, list[bytes]]:
         b"%d" % head.sequence,
         head.chain,
         b"%d" % head.committed_at,
-        codec.counters_to_json(head.counters),
+        encoding.counters_to_blob(head.counters),
         head.incarnation.encode(),
         head.book.encode(),
         b"%d" % expected.epoch,
@@ -344,7 +345,7 @@ def compose(batch: Append, fence: int) -> tuple[Statement, list[bytes]]:
         expected.chain,
         b"%d" % fence,
         b"%d" % header.committed_at,
-        codec.header_to_blob(header),
+        encoding.header_to_blob(header),
         codec.texts(products),
         codec.blobs(bodies),
     ]
@@ -494,7 +495,7 @@ def _put_records(names: list[str], values: list[bytes], rows: list[RecordRow]) -
                 codec.texts([record.id for record in records]),
                 codec.numbers([record.version for record in records]),
                 codec.texts([record.holder for record in records]),
-                codec.blobs([codec.record_to_blob(record) for record in records]),
+                codec.blobs([encoding.record_to_blob(record) for record in records]),
             ]
     if changed:
         values += [
@@ -505,10 +506,12 @@ def _put_records(names: list[str], values: list[bytes], rows: list[RecordRow]) -
 
 
 def _put_listings(names: list[str], values: list[bytes], rows: list[RecordRow]) -> None:
-    gone: tuple[set[codec.Row], ...] = (set(), set(), set())
-    come: tuple[set[codec.Row], ...] = (set(), set(), set())
+    gone: tuple[set[encoding.Row], ...] = (set(), set(), set())
+    come: tuple[set[encoding.Row], ...] = (set(), set(), set())
     for row in rows:
-        listed = zip(codec.listings_of(row.before), codec.listings_of(row.record), strict=True)
+        listed = zip(
+            encoding.listings_of(row.before), encoding.listings_of(row.record), strict=True
+        )
         for position, (old, now) in enumerate(listed):
             gone[position].update(old - now)
             come[position].update(now - old)
@@ -532,7 +535,7 @@ def _put_listings(names: list[str], values: list[bytes], rows: list[RecordRow]) 
     _put_rows(names, values, "marks_come", sorted(marks_come))
 
 
-def _put_rows(names: list[str], values: list[bytes], name: str, rows: list[codec.Row]) -> None:
+def _put_rows(names: list[str], values: list[bytes], name: str, rows: list[encoding.Row]) -> None:
     """Put a part whose parameters are the columns of rows."""
     if not rows:
         return

@@ -8,20 +8,16 @@ and texts as the text of an array, bytes as a binary array. Where the lines of a
 is kept as a list with commas.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from struct import Struct
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from pennyweight.engine.port import BatchHeader, Head, StoreError
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.holds import Hold, HoldState
 from pennyweight.ledger.lines import Roots
-from pennyweight.ledger.records import Record
-
-Row = tuple[Any, ...]
-T = TypeVar("T")
+from pennyweight.stores.encoding import Row, read
 
 _BIGINT_MAX = 2**63 - 1
 _BIGINT_MIN = -(2**63)
@@ -31,12 +27,8 @@ _EMPTY = Struct(">iiI").pack(0, 0, _BYTEA)
 _size = Struct(">i").pack
 
 _encode_json = msgspec.json.Encoder().encode
-_decode_record = msgspec.json.Decoder(Record).decode
-_decode_header = msgspec.json.Decoder(BatchHeader).decode
-_decode_counters = msgspec.json.Decoder(dict[str, int]).decode
 _decode_roots = msgspec.json.Decoder(Roots).decode
 _decode_texts = msgspec.json.Decoder(list[str]).decode
-_UNREADABLE = (msgspec.DecodeError, TypeError, UnicodeDecodeError)
 _STATES = {state.value: state for state in HoldState}
 
 ACCOUNT = (
@@ -55,14 +47,6 @@ _AccountRow = tuple[int, str, str, str, int | None, int, int, int, int, int, int
 _HoldRow = tuple[int, str, str, int, int, str, HoldState, int | None, str, int, int]
 _decode_account = msgspec.json.Decoder(_AccountRow).decode
 _decode_hold = msgspec.json.Decoder(_HoldRow).decode
-
-
-def _read(what: str, decode: Callable[[Any], T], value: Any) -> T:
-    """Decode a column. Raises StoreError where somebody else has written it."""
-    try:
-        return decode(value)
-    except _UNREADABLE as error:
-        raise StoreError(f"{what} cannot be read: {error}") from None
 
 
 # ── text ──────────────────────────────────────────────────────────────────────────
@@ -143,13 +127,13 @@ def blobs(values: list[bytes]) -> bytes:
 def account_of(row: Row) -> Account:
     """Return the account of a row of `ACCOUNT`."""
     facts: Any = list(row)
-    facts[11] = _read("where lines are", _decode_roots, f"[{facts[11]}]")
+    facts[11] = read("where lines are", _decode_roots, f"[{facts[11]}]")
     return Account(*facts)
 
 
 def account_of_json(blob: bytes) -> Account:
     """Return the account of a row of `ACCOUNT`, as a JSON array."""
-    row: Any = _read("an account", _decode_account, blob)
+    row: Any = read("an account", _decode_account, blob)
     return Account(*row)
 
 
@@ -172,64 +156,13 @@ def hold_of(row: Row) -> Hold:
 
 def hold_of_json(blob: bytes) -> Hold:
     """Return the hold of a row of `HOLD`, as a JSON array."""
-    row: Any = _read("a hold", _decode_hold, blob)
+    row: Any = read("a hold", _decode_hold, blob)
     hold = Hold(*row)
     if "\1" in hold.reference:
         return msgspec.structs.replace(hold, reference=of_text(hold.reference))
     return hold
 
 
-def listings_of(record: Record | None) -> tuple[set[Row], set[Row], set[Row]]:
-    """Return the rows of `labels`, `names` and `marks` that list a record."""
-    if record is None:
-        return set(), set(), set()
-    kind, key = record.kind, record.id
-    return (
-        {(kind, label, key) for label in record.labels},
-        {(kind, name, key) for name in record.names},
-        {(mark.index, mark.rank, key, kind) for mark in record.marks},
-    )
-
-
-def record_to_blob(record: Record) -> bytes:
-    """Return a record as JSON."""
-    return _encode_json(record)
-
-
-def blob_to_record(blob: bytes) -> Record:
-    """Return the record that `record_to_blob` wrote."""
-    return _read("a record", _decode_record, blob)
-
-
-def header_to_blob(header: BatchHeader) -> bytes:
-    """Return a batch header as the JSON array that the chain covers."""
-    return _encode_json(header)
-
-
-def blob_to_header(blob: bytes) -> BatchHeader:
-    """Return the header that `header_to_blob` wrote."""
-    return _read("the header of a batch", _decode_header, blob)
-
-
-def head_of(row: Row) -> Head:
-    """Return the head of a row of `heads`, from `book` to `counters`."""
-    book, incarnation, epoch, sequence, chain, committed_at, counters = row
-    return Head(
-        book=book,
-        incarnation=incarnation,
-        epoch=epoch,
-        sequence=sequence,
-        chain=chain,
-        committed_at=committed_at,
-        counters=_read("the head of the book", _decode_counters, counters),
-    )
-
-
 def json_to_texts(blob: bytes) -> list[str]:
     """Return the texts of a JSON array."""
-    return _read("a list", _decode_texts, blob)
-
-
-def counters_to_json(counters: dict[str, int]) -> bytes:
-    """Return counters as JSON."""
-    return _encode_json(counters)
+    return read("a list", _decode_texts, blob)

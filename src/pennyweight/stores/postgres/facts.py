@@ -15,6 +15,7 @@ from psycopg.pq.abc import PGresult
 from pennyweight.engine.port import Found, Reads
 from pennyweight.ledger.accounts import holder_of
 from pennyweight.ledger.entries import FORMAT
+from pennyweight.stores import encoding
 from pennyweight.stores.postgres import codec
 from pennyweight.stores.postgres.channel import Channel, Statement, Values, statement
 from pennyweight.stores.postgres.keys import KeyFilter
@@ -344,7 +345,9 @@ class FactFinder:
 
             def read_records(result: PGresult) -> None:
                 for place, blob in _rows(result):
-                    found.records[records[_number(place) - 1]] = codec.blob_to_record(blob or b"")
+                    found.records[records[_number(place) - 1]] = encoding.blob_to_record(
+                        blob or b""
+                    )
 
             self._ask(_RECORDS, read_records, *_pairs(records))
         if reads.names:
@@ -378,7 +381,7 @@ class FactFinder:
 
     def _read_records(self, result: PGresult) -> None:
         for (blob,) in _rows(result):
-            record = codec.blob_to_record(blob or b"")
+            record = encoding.blob_to_record(blob or b"")
             self._found.holders[record.holder][1].append(record)
 
     # ── room ──────────────────────────────────────────────────────────────────────

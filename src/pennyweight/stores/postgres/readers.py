@@ -31,6 +31,7 @@ from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.entries import CursorMove
 from pennyweight.ledger.holds import Hold
 from pennyweight.ledger.records import Record
+from pennyweight.stores import encoding
 from pennyweight.stores.postgres import codec
 from pennyweight.stores.postgres.channel import Channel, Meter, Watchdog
 from pennyweight.stores.postgres.errors import ServerError, of_psycopg
@@ -133,7 +134,7 @@ class Readers:
         self._watchdog.watch(channel)
         return channel
 
-    def all(self, sql: str, **values: Any) -> list[codec.Row]:
+    def all(self, sql: str, **values: Any) -> list[encoding.Row]:
         """Return all rows of one statement; what could not be stored cannot be found."""
         values = {name: _stored(value) for name, value in values.items()}
         values["book"] = self._book
@@ -147,7 +148,7 @@ class Readers:
                     return []
                 raise error.store_error() from None
 
-    def _answered(self, sql: str, values: dict[str, Any]) -> list[codec.Row]:
+    def _answered(self, sql: str, values: dict[str, Any]) -> list[encoding.Row]:
         """Run a statement until a connection answers it. Raises ServerError, StoreUnavailable."""
         tries = 0
         while True:
@@ -172,11 +173,11 @@ class Readers:
         except IndexError:  # asked first, another thread could take the last one in between
             return self._connect(), True
 
-    def _ask(self, channel: Channel, sql: str, values: dict[str, Any]) -> list[codec.Row]:
+    def _ask(self, channel: Channel, sql: str, values: dict[str, Any]) -> list[encoding.Row]:
         """Run one statement; its connection is free again, or closed. Raises ServerError."""
         channel.watch()
         try:
-            rows: list[codec.Row] = channel.connection.execute(sql, values).fetchall()
+            rows: list[encoding.Row] = channel.connection.execute(sql, values).fetchall()
         except psycopg.Error as error:
             failure = of_psycopg(error, is_lost=channel.connection.closed)
             if failure.is_lost or failure.is_stale:
@@ -208,10 +209,10 @@ class Readers:
         rows = self.all(_HEAD_OF_BOOK)
         if not rows:
             raise StoreError("the book has lost its head row")
-        return codec.head_of(rows[0])
+        return encoding.head_of(rows[0])
 
     def entries(
-        self, after: int, limit: int, *, product: str | None, is_descending: bool
+        self, after: int, limit: int, *, product: str | None = None, is_descending: bool = False
     ) -> list[tuple[int, bytes]]:
         """See `Store`."""
         of_product = "" if product is None else "AND product = %(product)s"
@@ -243,9 +244,11 @@ class Readers:
             after=_clamped(after),
             limit=limit,
         )
-        return [(codec.blob_to_header(header), chain) for header, chain in rows]
+        return [(encoding.blob_to_header(header), chain) for header, chain in rows]
 
-    def batch_at(self, *, sequence: int | None, time: int | None) -> BatchHeader | None:
+    def batch_at(
+        self, *, sequence: int | None = None, time: int | None = None
+    ) -> BatchHeader | None:
         """See `Store`."""
         column = "first_sequence" if sequence is not None else "committed_at"
         last = sequence if sequence is not None else _INTEGER_MAX if time is None else time
@@ -256,7 +259,7 @@ class Readers:
         )
         if blob is None:
             return None
-        header = codec.blob_to_header(blob)
+        header = encoding.blob_to_header(blob)
         if sequence is not None and sequence >= header.first_sequence + header.count:
             return None
         return header
@@ -294,7 +297,13 @@ class Readers:
         return codec.account_of(rows[0]) if rows else None
 
     def accounts(
-        self, after: int, limit: int, *, holder: str | None, asset: str | None, is_owing: bool
+        self,
+        after: int,
+        limit: int,
+        *,
+        holder: str | None = None,
+        asset: str | None = None,
+        is_owing: bool = False,
     ) -> list[Account]:
         """See `Store`."""
         conditions = ["book = %(book)s", "number > %(after)s"]
@@ -354,9 +363,11 @@ class Readers:
             kind=kind,
             id=record_id,
         )
-        return None if blob is None else codec.blob_to_record(blob)
+        return None if blob is None else encoding.blob_to_record(blob)
 
-    def records(self, kind: str, *, label: str | None, after: str, limit: int) -> list[Record]:
+    def records(
+        self, kind: str, *, label: str | None = None, after: str = "", limit: int = 100
+    ) -> list[Record]:
         """See `Store`."""
         if label is None:
             sql = """
@@ -380,7 +391,7 @@ class Readers:
                 ORDER BY listed.id
             """
         rows = self.all(sql, kind=kind, label=label, after=after, limit=limit)
-        return [codec.blob_to_record(blob) for (blob,) in rows]
+        return [encoding.blob_to_record(blob) for (blob,) in rows]
 
     def record_named(self, kind: str, name: str) -> Record | None:
         """See `Store`."""
@@ -390,10 +401,16 @@ class Readers:
             kind=kind,
             name=name,
         )
-        return None if blob is None else codec.blob_to_record(blob)
+        return None if blob is None else encoding.blob_to_record(blob)
 
     def due(
-        self, index: str, low: int, high: int, *, after: tuple[int, str] | None, limit: int
+        self,
+        index: str,
+        low: int,
+        high: int,
+        *,
+        after: tuple[int, str] | None = None,
+        limit: int = 100,
     ) -> list[Due]:
         """See `Store`."""
         rank, first, beyond = low, "", ">="
@@ -444,7 +461,7 @@ class Readers:
 
     # ── outside the journal ───────────────────────────────────────────────────────
 
-    def lease(self) -> codec.Row | None:
+    def lease(self) -> encoding.Row | None:
         """Return the row of the lease, as `lease_of` takes it."""
         rows = self.all(LEASE)
         return rows[0] if rows else None
@@ -480,7 +497,7 @@ class Readers:
         if row is None:
             channel.close()
             raise StoreError("the book has lost its head row")
-        return self._rows(channel, codec.head_of(row))
+        return self._rows(channel, encoding.head_of(row))
 
     def _rows(self, channel: Channel, head: Head) -> Iterator[tuple[str, Any]]:
         try:
@@ -493,7 +510,7 @@ class Readers:
         finally:
             channel.close()
 
-    def _stream(self, channel: Channel, sql: str) -> Iterator[codec.Row]:
+    def _stream(self, channel: Channel, sql: str) -> Iterator[encoding.Row]:
         """Yield the rows of one statement, some at a time."""
         with channel.connection.cursor("rows") as cursor:
             cursor.execute(sql, {"book": self._book})
@@ -506,7 +523,7 @@ class Readers:
                     return
 
 
-_Stream = tuple[str, str, Callable[[codec.Row], Any]]
+_Stream = tuple[str, str, Callable[[encoding.Row], Any]]
 
 _STREAMS: tuple[_Stream, ...] = (
     (
@@ -522,7 +539,7 @@ _STREAMS: tuple[_Stream, ...] = (
     (
         "record",
         "SELECT record FROM pennyweight.records WHERE book = %(book)s",
-        lambda row: codec.blob_to_record(row[0]),
+        lambda row: encoding.blob_to_record(row[0]),
     ),
     (
         "cursor",

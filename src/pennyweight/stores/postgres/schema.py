@@ -1,23 +1,21 @@
 """The tables: numbered migrations with checksums, who may do what, and a book's beginning."""
 
-import hashlib
 import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from typing import Any
 
 import psycopg
 
 from pennyweight.engine.port import NoBook, SchemaDrift, StoreError, StoreUnavailable
+from pennyweight.stores import encoding, migrations
 from pennyweight.stores.migrations import Migration
 from pennyweight.stores.postgres import codec
 from pennyweight.stores.postgres.errors import of_psycopg
 from pennyweight.stores.postgres.place import Place
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-_Known = tuple[int, str, str, str]
 
 _LOCK = 0x70656E6E79
 """Of those who migrate at once, the first works and the others wait; where a server knows no
@@ -45,16 +43,9 @@ _RIGHTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def known_migrations() -> list[_Known]:
-    """Return (number, name, checksum, sql) of this version's migrations, in order."""
-    folder = resources.files("pennyweight.stores.postgres") / "migrations"
-    found = []
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".sql"):
-            sql = file.read_text("utf-8")
-            checksum = hashlib.sha256(sql.encode()).hexdigest()
-            found.append((int(file.name.partition("_")[0]), file.name, checksum, sql))
-    return found
+def known_migrations() -> list[migrations.Known]:
+    """Return this version's migrations, in order."""
+    return migrations.known_migrations("pennyweight.stores.postgres")
 
 
 def plan(url: str) -> list[Migration]:
@@ -112,7 +103,7 @@ def may_change_journal(connection: Connection) -> bool:
     return bool(row and row[0])
 
 
-def pending(connection: Connection) -> list[_Known]:
+def pending(connection: Connection) -> list[migrations.Known]:
     """Return the migrations that a database lacks. Raises SchemaDrift."""
     return known_migrations()[len(_applied(connection)) :]
 
@@ -164,15 +155,7 @@ def _applied(connection: Connection) -> list[tuple[int, str, str]]:
         ).fetchall()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return []
-    known = known_migrations()
-    if len(applied) > len(known):
-        raise SchemaDrift(f"the database is newer: it has migration {applied[-1][1]}")
-    for (number, name, checksum), (known_number, known_name, known_checksum, _) in zip(
-        applied, known, strict=False
-    ):
-        if (number, name, checksum) != (known_number, known_name, known_checksum):
-            raise SchemaDrift(f"migration {name} is not this version's {known_name}")
-    return applied
+    return migrations.check_applied(applied, known_migrations(), "database")
 
 
 # ── a book ────────────────────────────────────────────────────────────────────────
@@ -247,7 +230,7 @@ def check_head(connection: Connection, book: str) -> None:
     sequence, chain, last, blob, end_chain = row
     end = 0
     if blob is not None:
-        header = codec.blob_to_header(blob)
+        header = encoding.blob_to_header(blob)
         end = header.first_sequence + header.count - 1
     if not sequence == (last or 0) == end or chain != (end_chain or bytes(32)):
         raise StoreError(

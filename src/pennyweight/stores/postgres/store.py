@@ -1,27 +1,21 @@
 """The store port over a PostgreSQL database: books by name in tables that they share."""
 
 import re
-from collections.abc import Container, Iterable
-from typing import Any, Self
+from collections.abc import Container
+from typing import Self
 
 import psycopg
 import structlog
 
 from pennyweight.engine.port import (
     Append,
-    BatchHeader,
-    Due,
     Found,
-    Head,
     Lease,
     Reads,
     Resolution,
     StoreError,
     Traffic,
 )
-from pennyweight.ledger.accounts import Account
-from pennyweight.ledger.holds import Hold
-from pennyweight.ledger.records import Record
 from pennyweight.stores.postgres import schema
 from pennyweight.stores.postgres.channel import Watchdog
 from pennyweight.stores.postgres.errors import of_psycopg
@@ -29,19 +23,21 @@ from pennyweight.stores.postgres.lease import Office, lease_of
 from pennyweight.stores.postgres.place import Place
 from pennyweight.stores.postgres.readers import Readers
 from pennyweight.stores.postgres.writer import Writer
+from pennyweight.stores.reading import Reading
 
 _BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 log = structlog.get_logger(__name__)
 
 
-class PostgresStore:
+class PostgresStore(Reading):
     """See `Store`; `open` makes one. Any number of processes may have a book open."""
 
     def __init__(self, place: Place, book: str, *, is_read_only: bool) -> None:
         """A book that is there. Connections are opened when they are needed."""
         self._watchdog = Watchdog()
         self._readers = Readers(place, book, self._watchdog)
+        super().__init__(self._readers)
         self._office = None if is_read_only else Office(place, book, self._watchdog)
         self._writer = (
             None
@@ -115,10 +111,6 @@ class PostgresStore:
 
     # ── the writer's ──────────────────────────────────────────────────────────────
 
-    def head(self) -> Head:
-        """See `Store`."""
-        return self._readers.head()
-
     def begin(self, reads: Reads, resident: Container[str]) -> Found:
         """See `Store`."""
         return self._writing().begin(reads, resident)
@@ -134,98 +126,6 @@ class PostgresStore:
     def resolve(self, batch: Append) -> Resolution:
         """See `Store`."""
         return self._writing().resolve(batch)
-
-    # ── the readers' ──────────────────────────────────────────────────────────────
-
-    def entries(
-        self, after: int, limit: int, *, product: str | None = None, is_descending: bool = False
-    ) -> list[tuple[int, bytes]]:
-        """See `Store`."""
-        return self._readers.entries(after, limit, product=product, is_descending=is_descending)
-
-    def entry(self, sequence: int) -> bytes | None:
-        """See `Store`."""
-        return self._readers.entry(sequence)
-
-    def batches(self, after: int, limit: int) -> list[tuple[BatchHeader, bytes]]:
-        """See `Store`."""
-        return self._readers.batches(after, limit)
-
-    def batch_at(
-        self, *, sequence: int | None = None, time: int | None = None
-    ) -> BatchHeader | None:
-        """See `Store`."""
-        return self._readers.batch_at(sequence=sequence, time=time)
-
-    def receipt(self, product: str, key: str) -> bytes | None:
-        """See `Store`."""
-        return self._readers.receipt(product, key)
-
-    def account(self, account_id: str) -> Account | None:
-        """See `Store`."""
-        return self._readers.account(account_id)
-
-    def accounts(
-        self,
-        after: int,
-        limit: int,
-        *,
-        holder: str | None = None,
-        asset: str | None = None,
-        is_owing: bool = False,
-    ) -> list[Account]:
-        """See `Store`."""
-        return self._readers.accounts(after, limit, holder=holder, asset=asset, is_owing=is_owing)
-
-    def hold(self, hold_id: int) -> Hold | None:
-        """See `Store`."""
-        return self._readers.hold(hold_id)
-
-    def hold_of_reference(self, owner: str, reference: str) -> Hold | None:
-        """See `Store`."""
-        return self._readers.hold_of_reference(owner, reference)
-
-    def holds(self, account_id: str, after: int, limit: int) -> list[Hold]:
-        """See `Store`."""
-        return self._readers.holds(account_id, after, limit)
-
-    def record(self, kind: str, record_id: str) -> Record | None:
-        """See `Store`."""
-        return self._readers.record(kind, record_id)
-
-    def records(
-        self, kind: str, *, label: str | None = None, after: str = "", limit: int = 100
-    ) -> list[Record]:
-        """See `Store`."""
-        return self._readers.records(kind, label=label, after=after, limit=limit)
-
-    def record_named(self, kind: str, name: str) -> Record | None:
-        """See `Store`."""
-        return self._readers.record_named(kind, name)
-
-    def due(
-        self,
-        index: str,
-        low: int,
-        high: int,
-        *,
-        after: tuple[int, str] | None = None,
-        limit: int = 100,
-    ) -> list[Due]:
-        """See `Store`."""
-        return self._readers.due(index, low, high, after=after, limit=limit)
-
-    def back_dated(self, account_id: str, effective_until: int, committed_after: int) -> int:
-        """See `Store`."""
-        return self._readers.back_dated(account_id, effective_until, committed_after)
-
-    def cursors(self) -> dict[str, int]:
-        """See `Store`."""
-        return self._readers.cursors()
-
-    def rows(self) -> Iterable[tuple[str, Any]]:
-        """See `Store`."""
-        return self._readers.rows()
 
     # ── outside the journal ───────────────────────────────────────────────────────
 

@@ -14,6 +14,7 @@ from pennyweight.engine.port import (
     RecordRow,
 )
 from pennyweight.ledger.entries import CursorMove
+from pennyweight.stores import encoding
 from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.keys import KeyIndex
 
@@ -64,7 +65,7 @@ def write(connection: apsw.Connection, keys: KeyIndex, batch: Append) -> None:
             head.sequence,
             head.chain,
             head.committed_at,
-            codec.counters_to_text(head.counters),
+            encoding.counters_to_blob(head.counters).decode(),
             expected.epoch,
             expected.sequence,
             expected.chain,
@@ -78,7 +79,7 @@ def write(connection: apsw.Connection, keys: KeyIndex, batch: Append) -> None:
         (
             header.first_sequence,
             header.committed_at,
-            codec.header_to_blob(header),
+            encoding.header_to_blob(header),
             batch.batch.chain,
         ),
     )
@@ -100,7 +101,7 @@ def write(connection: apsw.Connection, keys: KeyIndex, batch: Append) -> None:
         _move_cursors(connection, batch.cursors)
 
 
-def _change(connection: apsw.Connection, sql: str, rows: list[codec.Row], message: str) -> None:
+def _change(connection: apsw.Connection, sql: str, rows: list[encoding.Row], message: str) -> None:
     """Run a conditional change once per row; each must change exactly one."""
     before = connection.total_changes()
     connection.executemany(sql, rows)
@@ -110,7 +111,7 @@ def _change(connection: apsw.Connection, sql: str, rows: list[codec.Row], messag
 
 def _write_accounts(connection: apsw.Connection, rows: list[AccountRow]) -> None:
     changed_account_row = codec.changed_account_row
-    changed: list[codec.Row] = []
+    changed: list[encoding.Row] = []
     for row in rows:
         if row.account.version <= row.version_before:
             raise ConstraintFailed(f"the version of account {row.account.id} does not move on")
@@ -131,13 +132,13 @@ def _write_holds(connection: apsw.Connection, rows: list[HoldRow]) -> None:
 
 def _write_records(connection: apsw.Connection, rows: list[RecordRow]) -> None:
     """Write records, and what lists them as far as it changed; names are freed first."""
-    new: list[codec.Row] = []
-    changed: list[codec.Row] = []
-    gone: tuple[set[codec.Row], ...] = (set(), set(), set())
-    come: tuple[set[codec.Row], ...] = (set(), set(), set())
+    new: list[encoding.Row] = []
+    changed: list[encoding.Row] = []
+    gone: tuple[set[encoding.Row], ...] = (set(), set(), set())
+    come: tuple[set[encoding.Row], ...] = (set(), set(), set())
     for row in rows:
         record, before = row.record, row.before
-        blob = codec.record_to_blob(record)
+        blob = encoding.record_to_blob(record)
         if before is None:
             new.append((record.kind, record.id, record.version, record.holder, blob))
         elif record.version <= before.version:
@@ -146,7 +147,7 @@ def _write_records(connection: apsw.Connection, rows: list[RecordRow]) -> None:
             changed.append(
                 (record.version, record.holder, blob, record.kind, record.id, before.version)
             )
-        listed = zip(codec.listings_of(before), codec.listings_of(record), strict=True)
+        listed = zip(encoding.listings_of(before), encoding.listings_of(record), strict=True)
         for position, (old, now) in enumerate(listed):
             gone[position].update(old - now)
             come[position].update(now - old)

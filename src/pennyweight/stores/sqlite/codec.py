@@ -5,39 +5,22 @@ comparing bytes compares numbers and the table's constraints can be exact. What 
 raises OverflowError.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import msgspec
 
-from pennyweight.engine.port import BatchHeader, Head, StoreError
+from pennyweight.engine.port import StoreError
 from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.holds import Hold, HoldState
 from pennyweight.ledger.lines import Roots
-from pennyweight.ledger.records import Record
+from pennyweight.stores.encoding import UNREADABLE, Row
 
 OFFSET = 1 << 127
 ZERO = OFFSET.to_bytes(16, "big")
 
-Row = tuple[Any, ...]
-T = TypeVar("T")
 
 _encode_roots = msgspec.msgpack.Encoder().encode
 _decode_roots = msgspec.msgpack.Decoder(Roots).decode
 _encode_json = msgspec.json.Encoder().encode
-_decode_record = msgspec.json.Decoder(Record).decode
-_decode_header = msgspec.json.Decoder(BatchHeader).decode
-_decode_counters = msgspec.json.Decoder(dict[str, int]).decode
-_UNREADABLE = (msgspec.DecodeError, TypeError, UnicodeDecodeError)
 _STATES = {state.value: state for state in HoldState}
-
-
-def _read(what: str, decode: Callable[[Any], T], value: Any) -> T:
-    """Decode a column. Raises StoreError where somebody else has written it."""
-    try:
-        return decode(value)
-    except _UNREADABLE as error:
-        raise StoreError(f"{what} cannot be read: {error}") from None
 
 
 def amount_to_blob(units: int) -> bytes:
@@ -99,7 +82,7 @@ def account_of(row: Row) -> Account:
     open_holds, version, lines, roots, is_closed = rest
     try:
         trees = _decode_roots(roots)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise StoreError(f"an account cannot be read: {error}") from None
     return Account(
         number,
@@ -165,54 +148,3 @@ def hold_of(row: Row) -> Hold:
         placed_at,
         changed_by,
     )
-
-
-def listings_of(record: Record | None) -> tuple[set[Row], set[Row], set[Row]]:
-    """Return the rows of `labels`, `names` and `marks` that list a record."""
-    if record is None:
-        return set(), set(), set()
-    kind, key = record.kind, record.id
-    return (
-        {(kind, label, key) for label in record.labels},
-        {(kind, name, key) for name in record.names},
-        {(mark.index, mark.rank, key, kind) for mark in record.marks},
-    )
-
-
-def record_to_blob(record: Record) -> bytes:
-    """Return a record as JSON."""
-    return _encode_json(record)
-
-
-def blob_to_record(blob: bytes) -> Record:
-    """Return the record that `record_to_blob` wrote."""
-    return _read("a record", _decode_record, blob)
-
-
-def header_to_blob(header: BatchHeader) -> bytes:
-    """Return a batch header as the JSON array that the chain covers."""
-    return _encode_json(header)
-
-
-def blob_to_header(blob: bytes) -> BatchHeader:
-    """Return the header that `header_to_blob` wrote."""
-    return _read("the header of a batch", _decode_header, blob)
-
-
-def head_of(row: Row) -> Head:
-    """Return the head of a row of `head`, from `book` on."""
-    book, incarnation, epoch, sequence, chain, committed_at, counters = row
-    return Head(
-        book=book,
-        incarnation=incarnation,
-        epoch=epoch,
-        sequence=sequence,
-        chain=chain,
-        committed_at=committed_at,
-        counters=_read("the head of the book", _decode_counters, counters),
-    )
-
-
-def counters_to_text(counters: dict[str, int]) -> str:
-    """Return counters as JSON."""
-    return _encode_json(counters).decode()

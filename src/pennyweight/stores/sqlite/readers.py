@@ -21,6 +21,7 @@ from pennyweight.ledger.accounts import Account
 from pennyweight.ledger.entries import CursorMove
 from pennyweight.ledger.holds import Hold
 from pennyweight.ledger.records import Record
+from pennyweight.stores import encoding
 from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.keys import KeyIndex
 
@@ -84,7 +85,7 @@ class Readers:
         rows = self.all(sql, *values)
         return rows[0][0] if rows else None
 
-    def all(self, sql: str, *values: Any) -> list[codec.Row]:
+    def all(self, sql: str, *values: Any) -> list[encoding.Row]:
         """Return all rows of one statement; what could not be stored cannot be found."""
         with self.connection() as connection:
             try:
@@ -100,15 +101,15 @@ class Readers:
             return self._head(connection)
 
     def _head(self, connection: apsw.Connection) -> Head:
-        rows: list[codec.Row] = connection.execute(
+        rows: list[encoding.Row] = connection.execute(
             "SELECT book, incarnation, epoch, sequence, chain, committed_at, counters FROM head"
         ).fetchall()
         if not rows:
             raise StoreError("the book has lost its head row")
-        return codec.head_of(rows[0])
+        return encoding.head_of(rows[0])
 
     def entries(
-        self, after: int, limit: int, *, product: str | None, is_descending: bool
+        self, after: int, limit: int, *, product: str | None = None, is_descending: bool = False
     ) -> list[tuple[int, bytes]]:
         """See `Store`."""
         if product is None:
@@ -142,9 +143,11 @@ class Readers:
             after,
             limit,
         )
-        return [(codec.blob_to_header(header), chain) for header, chain in rows]
+        return [(encoding.blob_to_header(header), chain) for header, chain in rows]
 
-    def batch_at(self, *, sequence: int | None, time: int | None) -> BatchHeader | None:
+    def batch_at(
+        self, *, sequence: int | None = None, time: int | None = None
+    ) -> BatchHeader | None:
         """See `Store`."""
         if sequence is not None:
             blob = self.one(
@@ -160,7 +163,7 @@ class Readers:
             )
         if blob is None:
             return None
-        header = codec.blob_to_header(blob)
+        header = encoding.blob_to_header(blob)
         if sequence is not None and sequence >= header.first_sequence + header.count:
             return None
         return header
@@ -185,7 +188,13 @@ class Readers:
         return codec.account_of(rows[0]) if rows else None
 
     def accounts(
-        self, after: int, limit: int, *, holder: str | None, asset: str | None, is_owing: bool
+        self,
+        after: int,
+        limit: int,
+        *,
+        holder: str | None = None,
+        asset: str | None = None,
+        is_owing: bool = False,
     ) -> list[Account]:
         """See `Store`."""
         if is_owing and holder is None:
@@ -245,9 +254,11 @@ class Readers:
     def record(self, kind: str, record_id: str) -> Record | None:
         """See `Store`."""
         blob = self.one("SELECT record FROM records WHERE kind = ? AND id = ?", kind, record_id)
-        return None if blob is None else codec.blob_to_record(blob)
+        return None if blob is None else encoding.blob_to_record(blob)
 
-    def records(self, kind: str, *, label: str | None, after: str, limit: int) -> list[Record]:
+    def records(
+        self, kind: str, *, label: str | None = None, after: str = "", limit: int = 100
+    ) -> list[Record]:
         """See `Store`."""
         if label is None:
             rows = self.all(
@@ -271,7 +282,7 @@ class Readers:
                 after,
                 limit,
             )
-        return [codec.blob_to_record(blob) for (blob,) in rows]
+        return [encoding.blob_to_record(blob) for (blob,) in rows]
 
     def record_named(self, kind: str, name: str) -> Record | None:
         """See `Store`."""
@@ -280,10 +291,16 @@ class Readers:
             kind,
             name,
         )
-        return None if blob is None else codec.blob_to_record(blob)
+        return None if blob is None else encoding.blob_to_record(blob)
 
     def due(
-        self, index: str, low: int, high: int, *, after: tuple[int, str] | None, limit: int
+        self,
+        index: str,
+        low: int,
+        high: int,
+        *,
+        after: tuple[int, str] | None = None,
+        limit: int = 100,
     ) -> list[Due]:
         """See `Store`."""
         rank, first = low, ""
@@ -345,7 +362,7 @@ class Readers:
             for row in execute("SELECT * FROM holds"):
                 yield "hold", codec.hold_of(row)
             for (blob,) in execute("SELECT record FROM records"):
-                yield "record", codec.blob_to_record(blob)
+                yield "record", encoding.blob_to_record(blob)
             for name, position in execute("SELECT name, position FROM cursors"):
                 yield "cursor", CursorMove(name, 0, position)
             for row in execute(_LISTINGS):

@@ -1,14 +1,12 @@
 """Opening database files: settings of a connection, and numbered migrations with checksums."""
 
-import hashlib
-from importlib import resources
 from pathlib import Path
 
 import apsw
 
 from pennyweight.engine.port import NoBook, SchemaDrift, StoreError, StoreFailed
+from pennyweight.stores import encoding, migrations
 from pennyweight.stores.migrations import Migration
-from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.keys import KeyIndex
 
 PAGE_BYTES = 2048
@@ -77,16 +75,9 @@ def prepare(connection: apsw.Connection, book: str, new_incarnation: str, keys: 
     connection.execute("COMMIT")
 
 
-def known_migrations() -> list[tuple[int, str, str, str]]:
-    """Return (number, name, checksum, sql) of this version's migrations, in order."""
-    folder = resources.files("pennyweight.stores.sqlite") / "migrations"
-    found = []
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".sql"):
-            sql = file.read_text("utf-8")
-            checksum = hashlib.sha256(sql.encode()).hexdigest()
-            found.append((int(file.name.partition("_")[0]), file.name, checksum, sql))
-    return found
+def known_migrations() -> list[migrations.Known]:
+    """Return this version's migrations, in order."""
+    return migrations.known_migrations("pennyweight.stores.sqlite")
 
 
 def migrate(connection: apsw.Connection) -> None:
@@ -134,27 +125,19 @@ def _applied(connection: apsw.Connection) -> list[tuple[int, str, str]]:
     applied = list(
         connection.execute("SELECT number, name, checksum FROM migrations ORDER BY number")
     )
-    known = known_migrations()
-    if len(applied) > len(known):
-        raise SchemaDrift(f"the book is newer: it has migration {applied[-1][1]}")
-    for (number, name, checksum), (known_number, known_name, known_checksum, _) in zip(
-        applied, known, strict=False
-    ):
-        if (number, name, checksum) != (known_number, known_name, known_checksum):
-            raise SchemaDrift(f"migration {name} is not this version's {known_name}")
-    return applied
+    return migrations.check_applied(applied, known_migrations(), "book")
 
 
 def _check_head(connection: apsw.Connection) -> None:
     """Check that the head stands at the end of the journal. Raises StoreError."""
     sequence, chain = connection.execute("SELECT sequence, chain FROM head").fetchall()[0]
     last = connection.execute("SELECT ifnull(max(sequence), 0) FROM entries").get
-    batch: list[codec.Row] = connection.execute(
+    batch: list[encoding.Row] = connection.execute(
         "SELECT header, chain FROM batches ORDER BY first_sequence DESC LIMIT 1"
     ).fetchall()
     end, end_chain = 0, bytes(32)
     if batch:
-        header = codec.blob_to_header(batch[0][0])
+        header = encoding.blob_to_header(batch[0][0])
         end, end_chain = header.first_sequence + header.count - 1, batch[0][1]
     if not sequence == last == end or chain != end_chain:
         raise StoreError(f"the head is at {sequence}, the last entry {last}, the last batch {end}")

@@ -2,18 +2,15 @@
 
 import os
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import apsw
 
 from pennyweight.engine.port import (
     Append,
-    BatchHeader,
-    Due,
     Found,
-    Head,
     Lease,
     NoBook,
     Reads,
@@ -22,9 +19,7 @@ from pennyweight.engine.port import (
     StoreFailed,
     Traffic,
 )
-from pennyweight.ledger.accounts import Account
-from pennyweight.ledger.holds import Hold
-from pennyweight.ledger.records import Record
+from pennyweight.stores.reading import Reading
 from pennyweight.stores.sqlite import schema
 from pennyweight.stores.sqlite.checkpoints import Checkpoints
 from pennyweight.stores.sqlite.keys import KeyIndex
@@ -35,11 +30,12 @@ from pennyweight.stores.sqlite.writer import Writer
 _BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
-class SQLiteStore:
+class SQLiteStore(Reading):
     """See `Store`; `open` makes one."""
 
     def __init__(self, path: Path, readers: Readers, writer: Writer | None) -> None:
         """A book at `path`, read-only without a writer."""
+        super().__init__(readers)
         self._path = path
         self._readers = readers
         self._writer = writer
@@ -131,10 +127,6 @@ class SQLiteStore:
 
     # ── the writer's ──────────────────────────────────────────────────────────────
 
-    def head(self) -> Head:
-        """See `Store`."""
-        return self._readers.head()
-
     def begin(self, reads: Reads, resident: Container[str]) -> Found:
         """See `Store`."""
         return self._writing().begin(reads, resident)
@@ -154,98 +146,6 @@ class SQLiteStore:
         found = self._readers.batches(last, 1)
         is_committed = bool(found) and found[0][1] == batch.batch.chain
         return Resolution(is_committed, self.head().epoch == batch.expected.epoch)
-
-    # ── the readers' ──────────────────────────────────────────────────────────────
-
-    def entries(
-        self, after: int, limit: int, *, product: str | None = None, is_descending: bool = False
-    ) -> list[tuple[int, bytes]]:
-        """See `Store`."""
-        return self._readers.entries(after, limit, product=product, is_descending=is_descending)
-
-    def entry(self, sequence: int) -> bytes | None:
-        """See `Store`."""
-        return self._readers.entry(sequence)
-
-    def batches(self, after: int, limit: int) -> list[tuple[BatchHeader, bytes]]:
-        """See `Store`."""
-        return self._readers.batches(after, limit)
-
-    def batch_at(
-        self, *, sequence: int | None = None, time: int | None = None
-    ) -> BatchHeader | None:
-        """See `Store`."""
-        return self._readers.batch_at(sequence=sequence, time=time)
-
-    def receipt(self, product: str, key: str) -> bytes | None:
-        """See `Store`."""
-        return self._readers.receipt(product, key)
-
-    def account(self, account_id: str) -> Account | None:
-        """See `Store`."""
-        return self._readers.account(account_id)
-
-    def accounts(
-        self,
-        after: int,
-        limit: int,
-        *,
-        holder: str | None = None,
-        asset: str | None = None,
-        is_owing: bool = False,
-    ) -> list[Account]:
-        """See `Store`."""
-        return self._readers.accounts(after, limit, holder=holder, asset=asset, is_owing=is_owing)
-
-    def hold(self, hold_id: int) -> Hold | None:
-        """See `Store`."""
-        return self._readers.hold(hold_id)
-
-    def hold_of_reference(self, owner: str, reference: str) -> Hold | None:
-        """See `Store`."""
-        return self._readers.hold_of_reference(owner, reference)
-
-    def holds(self, account_id: str, after: int, limit: int) -> list[Hold]:
-        """See `Store`."""
-        return self._readers.holds(account_id, after, limit)
-
-    def record(self, kind: str, record_id: str) -> Record | None:
-        """See `Store`."""
-        return self._readers.record(kind, record_id)
-
-    def records(
-        self, kind: str, *, label: str | None = None, after: str = "", limit: int = 100
-    ) -> list[Record]:
-        """See `Store`."""
-        return self._readers.records(kind, label=label, after=after, limit=limit)
-
-    def record_named(self, kind: str, name: str) -> Record | None:
-        """See `Store`."""
-        return self._readers.record_named(kind, name)
-
-    def due(
-        self,
-        index: str,
-        low: int,
-        high: int,
-        *,
-        after: tuple[int, str] | None = None,
-        limit: int = 100,
-    ) -> list[Due]:
-        """See `Store`."""
-        return self._readers.due(index, low, high, after=after, limit=limit)
-
-    def back_dated(self, account_id: str, effective_until: int, committed_after: int) -> int:
-        """See `Store`."""
-        return self._readers.back_dated(account_id, effective_until, committed_after)
-
-    def cursors(self) -> dict[str, int]:
-        """See `Store`."""
-        return self._readers.cursors()
-
-    def rows(self) -> Iterable[tuple[str, Any]]:
-        """See `Store`."""
-        return self._readers.rows()
 
     # ── outside the journal ───────────────────────────────────────────────────────
 

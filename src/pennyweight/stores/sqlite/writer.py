@@ -20,6 +20,7 @@ from pennyweight.engine.port import (
 )
 from pennyweight.ledger.accounts import holder_of
 from pennyweight.ledger.entries import decode_entry
+from pennyweight.stores import encoding
 from pennyweight.stores.room import Room, RoomOver
 from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.append import write
@@ -124,11 +125,11 @@ class Writer:
             if account.holder in found.holders:
                 found.holders[account.holder][0].append(account)
         for (blob,) in self._rows(_RECORDS_OF_HOLDERS, wanted):
-            record = codec.blob_to_record(blob)
+            record = encoding.blob_to_record(blob)
             if record.holder in found.holders:
                 found.holders[record.holder][1].append(record)
 
-    def _rows(self, sql: str, *values: Any) -> list[codec.Row]:
+    def _rows(self, sql: str, *values: Any) -> list[encoding.Row]:
         """Return the rows of a look-up; what could not be stored cannot be found."""
         try:
             return self.connection.execute(sql, values).fetchall()
@@ -213,7 +214,7 @@ class Writer:
             found.open_holds[account_id] = [codec.hold_of(row) for row in holds]
         for key in reads.records:
             records = rows("SELECT record FROM records WHERE kind = ? AND id = ?", *key)
-            found.records[key] = codec.blob_to_record(records[0][0]) if records else None
+            found.records[key] = encoding.blob_to_record(records[0][0]) if records else None
         for name in reads.names:
             names = rows("SELECT id FROM names WHERE kind = ? AND name = ?", *name)
             found.names[name] = names[0][0] if names else None
