@@ -67,15 +67,6 @@ def strike(server: PostgresServer, how: str) -> None:
     server.start()
 
 
-def test_a_database_that_is_killed(own_postgres, tmp_path: Path, record_property) -> None:
-    with (
-        Cluster(own_postgres.url, tmp_path, 2) as cluster,
-        loaded(cluster, own_postgres.url) as load,
-    ):
-        strike(own_postgres, "killed")
-        record_property("seconds from its start to the next", f"{load.gap(time.monotonic()):.2f}")
-
-
 @pytest.mark.heavy
 def test_a_database_in_every_trouble(own_postgres, tmp_path: Path, record_property) -> None:
     gaps = []

@@ -66,6 +66,7 @@ def test_a_killed_owner(url: str, tmp_path: Path, record_property) -> None:
         assert not owner.is_owner
 
 
+@pytest.mark.heavy
 def test_commands_without_a_key_outlive_the_owner(url: str, tmp_path: Path) -> None:
     """A front gives them one: whoever asked it once is answered once, and it is done once."""
     with Cluster(url, tmp_path) as cluster:
@@ -180,6 +181,7 @@ def test_an_owner_that_froze_and_thawed(url: str, tmp_path: Path) -> None:
     assert set(book.epochs) == {1, 2}
 
 
+@pytest.mark.heavy
 def test_a_nap_shorter_than_the_lease(url: str, tmp_path: Path) -> None:
     with Cluster(url, tmp_path, 2) as cluster, loaded(cluster) as load:
         owner = cluster.owner()

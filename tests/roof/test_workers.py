@@ -135,6 +135,7 @@ def test_a_killed_worker_is_replaced(tmp_path):
     check_told(read_book(tmp_path / "book"), load.told)
 
 
+@pytest.mark.heavy
 def test_a_killed_parent_leaves_no_worker(tmp_path):
     """The port and the book are free at once, and nothing acknowledged is lost."""
     with serving(tmp_path / "book", "--workers", "2") as server:
@@ -218,16 +219,12 @@ def test_a_port_in_use(tmp_path):
     assert not (tmp_path / "book").exists()
 
 
-def test_a_port_of_another_crew(tmp_path):
+def test_a_port_and_a_book_of_another_crew(tmp_path):
     """Workers share a port among themselves, never with those of another book."""
     with serving(tmp_path / "book", "--workers", "2") as server:
         ran = run("--workers", "2", "--data", str(tmp_path / "other"), "--port", str(server.port))
         assert ran.returncode != 0
         assert "in use" in ran.stderr
-
-
-def test_a_book_in_use(tmp_path):
-    with serving(tmp_path / "book", "--workers", "2") as server:
         ran = run("--workers", "2", "--data", str(tmp_path / "book"), "--port", "0")
         assert ran.returncode != 0
         assert f"in use by pid {server.process.pid}" in ran.stderr
