@@ -130,6 +130,10 @@ def test_the_desk(filled: str, cli: Cli, words: tuple[Any, ...]) -> None:
         (("transfers", "--workers", 65), "1 to 64 workers"),
         (("in-process", "--workers", 2), "1 to 64 workers"),
         (("transfers", "--instances", 3), "instances"),
+        (
+            ("bets", "--instances", 3, "--connections", 2, "--store", "postgresql://h/x"),
+            "a connection to each",
+        ),
         (("bets", "--instances", 0, "--store", "postgresql://h/x"), "1 to 16 instances"),
         (("in-process", "--instances", 2, "--store", "postgresql://h/x"), "of transfers, payments"),
         (("transfers", "--address", "h:1", "h:2", "--instances", 2), "1 to 16 instances"),

@@ -65,11 +65,10 @@ def check(setting: Setting) -> None:
             or setting.scenario not in WORKLOADS
             or bool(setting.addresses)
         ),
-        "1 to 16 instances, of transfers, payments or bets on a database (--store)": (
-            setting.instances != 1
-        )
+        "1 to 16 instances, of transfers, payments or bets on a database (--store), and a "
+        "connection to each of them": setting.instances != 1
         and (
-            not 1 <= setting.instances <= _INSTANCES_MAX
+            not 1 <= setting.instances <= min(_INSTANCES_MAX, setting.connections)
             or setting.scenario not in WORKLOADS
             or not setting.store
         ),

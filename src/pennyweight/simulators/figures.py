@@ -51,6 +51,12 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     instances: int = 1
 
+    @property
+    def is_served(self) -> bool:
+        """Whether requests come over HTTP."""
+        is_elsewhere = self.scenario in {"in-process", "facade", "settlements"}
+        return not (is_elsewhere or self.is_in_process)
+
 
 class Growth(msgspec.Struct, frozen=True):
     """How many bytes a closed book grew by so many entries."""
@@ -156,8 +162,7 @@ def figures_of(
     """Put everything together."""
     top = rows[0]
     commit = median_microseconds(spent.commits) if spent.commits else None
-    is_alone = setting.connections == 1 and setting.scenario not in {"in-process", "settlements"}
-    is_alone = is_alone and not setting.is_in_process
+    is_alone = setting.is_served and setting.connections == 1
     return Figures(
         scenario=setting.scenario,
         setting={

@@ -23,7 +23,7 @@ from pennyweight.delivery.cli.bench_shared import (
 from pennyweight.delivery.cli.shared import database_of, host_and_port
 from pennyweight.simulators.figures import Setting
 
-app = App(name="bench", help="Measure speed, then verify the book.", result_action="return_value")
+app = App(name="bench", result_action="return_value")
 for _command in (withdrawals, settlements, cache):
     app.command(_command)
 

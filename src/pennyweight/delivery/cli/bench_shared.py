@@ -42,6 +42,7 @@ Addresses = Annotated[
         name="--address",
         consume_multiple=True,
         negative=(),
+        show_default=False,
     ),
 ]
 StoreUrl = Annotated[
