@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from pennyweight.delivery.http.wallet import routes
 from pennyweight.delivery.wallet import WalletSettings
 from pennyweight.engine.engine import Submission
 from pennyweight.engine.port import Head
+from pennyweight.facades import Kept
 from pennyweight.ledger.commands import Command
 from pennyweight.runtime.clock import wall_clock
 from pennyweight.runtime.inline import InlineBook
@@ -103,7 +105,7 @@ class FacadeWay(Way):
 
     def __init__(self, settings: WalletSettings | None = None) -> None:
         super().__init__(settings)
-        self.wallet = Wallet(self.book, self.settings)
+        self.wallet = Wallet(Kept(self.book, ExitStack()), self.settings)
 
     def call(self, name: str, body: Any) -> dict[str, Any]:
         answer: dict[str, Any] = getattr(self.wallet, name)(body)

@@ -22,7 +22,6 @@ for tests and trials. Quantities are exact: int, str or Decimal, never float.
 """
 
 import enum
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -34,8 +33,8 @@ import msgspec
 from pennyweight.delivery.balances import BadFile, Row, load_into, load_of, read_balances
 from pennyweight.delivery.settlements import check_key, settlement_in, settlement_key, text_of
 from pennyweight.engine.engine import Submission
-from pennyweight.engine.port import Head
 from pennyweight.engine.receipts import Failure, Outcome, Receipt, Refusal
+from pennyweight.facades import in_memory, kept_at
 from pennyweight.ledger.accounts import user_holder
 from pennyweight.ledger.commands import Command
 from pennyweight.ledger.entries import decode_entry
@@ -45,10 +44,7 @@ from pennyweight.products import general
 from pennyweight.products.withdrawals.settle import SettlementAnswer
 from pennyweight.products.withdrawals.shared import PRODUCT, check_withdrawal_id, withdrawal_id_of
 from pennyweight.products.withdrawals.withdraw import CancelWithdrawal, Withdraw
-from pennyweight.runtime.clock import ClockGuard, wall_clock
 from pennyweight.runtime.inline import InlineBook
-from pennyweight.runtime.opening import open_engine
-from pennyweight.stores.memory import MemoryStore
 
 __all__ = ["INSUFFICIENT_BALANCE", "SUFFICIENT_BALANCE", "Answer", "RiskEngine", "RiskError"]
 
@@ -102,7 +98,7 @@ class RiskEngine:
         *,
         users_in_memory: int = USERS_IN_MEMORY,
     ) -> None:
-        """Open the book in the folder `path`, beginning one where there is none, and load `data`.
+        """Open the book at `path` (a folder, or a database's URL), or begin one, and load `data`.
 
         Rows and mappings open each user once: whoever was opened before is left as they are,
         those who are new are opened. A file is loaded as `pennyweight load` does: the same file
@@ -112,13 +108,13 @@ class RiskEngine:
         user was opened with other balances, `data_invalid` for a file that cannot be read, a
         row of another shape, a user who is there twice, or the code of what is wrong with a
         balance. TypeError for what is no exact number, ValueError for fewer users than one
-        command may touch, `StoreInUse` when another process has the folder's book open.
+        command may touch, `StoreInUse` when another process has the book open, or serves it.
         """
         self._is_closed = False
         if path is None:
-            self._opened = _in_memory(users_in_memory)
+            self._kept = in_memory(users_in_memory)
         else:
-            self._opened = _on_disk(Path(path), users_in_memory)
+            self._kept = kept_at(path, users_in_memory)
         try:
             if data is not None:
                 self._load(data)
@@ -238,7 +234,7 @@ class RiskEngine:
     def close(self) -> None:
         """Release the book; one in memory is gone. All else raises RiskError from then on."""
         self._is_closed = True
-        self._opened.store.close()
+        self._kept.close()
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -258,7 +254,7 @@ class RiskEngine:
         """The book. Raises RiskError when it was closed."""
         if self._is_closed:
             raise RiskError("engine_closed", "the engine was closed")
-        return self._opened
+        return self._kept.book
 
     def _decide(self, command: Command, key: str) -> Outcome:
         return self._book.execute_many((Submission(command, key=key),))[0]
@@ -415,25 +411,3 @@ def _answer_of(outcome: Outcome) -> Any:
 
 def _error_of(refused: Refused) -> RiskError:
     return RiskError(refused.reason.code, refused.message, refused.figures)
-
-
-def _in_memory(users_max: int) -> InlineBook:
-    """Return a fresh book that lives as long as its engine."""
-    store = MemoryStore(Head(book=secrets.token_hex(16), incarnation=secrets.token_hex(8)))
-    engine = open_engine(store, now=wall_clock(), users_max=users_max)
-    return InlineBook(engine, store, wall_clock)
-
-
-def _on_disk(folder: Path, users_max: int) -> InlineBook:
-    """Return the book of a folder, begun if there is none. Only here a database is loaded."""
-    from pennyweight.assemble import engine_on, open_store  # noqa: PLC0415
-    from pennyweight.config import Cache, Config  # noqa: PLC0415
-
-    folder.mkdir(parents=True, exist_ok=True)
-    store = open_store(folder)
-    try:
-        config = Config(cache=Cache(users_max=users_max))
-        return InlineBook(engine_on(store, config, ClockGuard()), store, wall_clock)
-    except BaseException:
-        store.close()
-        raise

@@ -10,7 +10,6 @@ may share one. With a path it is a book on disk like any other: what was answere
 is durable.
 """
 
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -29,19 +28,17 @@ from pennyweight.delivery.wallet import (
     body_of,
 )
 from pennyweight.engine.engine import Submission
-from pennyweight.engine.port import Head
 from pennyweight.engine.receipts import Failure, Receipt, Refusal, Unknown
+from pennyweight.facades import Kept, in_memory, kept_at
 from pennyweight.ledger.accounts import user_holder
 from pennyweight.ledger.refusals import Refused
 from pennyweight.products.wallet import CreateUser
-from pennyweight.runtime.clock import ClockGuard, wall_clock
-from pennyweight.runtime.inline import InlineBook
-from pennyweight.runtime.opening import open_engine
-from pennyweight.stores.memory import MemoryStore
 
 __all__ = ["Wallet", "WalletFailed", "balance", "bet", "create_users", "rollback", "start", "win"]
 
 _USERS_MAX = 1_000_000
+_WRITTEN_USERS_MAX = 10_000
+"""Users in memory at most: all there can be, and those of a book that has the others written."""
 _PAGE = 1_000
 
 
@@ -52,9 +49,10 @@ class WalletFailed(Exception):
 class Wallet:
     """One isolated wallet. `start` makes it; its methods are the module's functions."""
 
-    def __init__(self, book: InlineBook, settings: WalletSettings) -> None:
+    def __init__(self, kept: Kept, settings: WalletSettings) -> None:
         """A wallet on a book that nobody else writes to."""
-        self._book = book
+        self._kept = kept
+        self._book = kept.book
         self._protocol = Protocol(settings)
 
     def create_users(self, users: Iterable[str]) -> str:
@@ -89,7 +87,7 @@ class Wallet:
 
     def close(self) -> None:
         """Release the book; a wallet in memory is gone with its last reference anyway."""
-        self._book.store.close()
+        self._kept.close()
 
     def __enter__(self) -> Self:
         """Return the wallet."""
@@ -127,13 +125,14 @@ class Wallet:
 
 
 def start(path: str | Path | None = None, *, one_win_per_bet: bool = False) -> Wallet:
-    """Return a fresh wallet in memory, or the durable one in the folder `path`.
+    """Return a fresh wallet in memory, or the durable one at `path`: a folder, or a database's URL.
 
     With `one_win_per_bet` a second win on a bet answers RS_ERROR_UNKNOWN. Raises
-    `StoreInUse` when another process has the folder's book open.
+    `StoreInUse` when another process has the book open, or serves it.
     """
     settings = WalletSettings(one_win_per_bet=one_win_per_bet)
-    return Wallet(_in_memory() if path is None else _on_disk(Path(path)), settings)
+    kept = in_memory(_USERS_MAX) if path is None else kept_at(path, _WRITTEN_USERS_MAX)
+    return Wallet(kept, settings)
 
 
 def create_users(server: Wallet, users: Iterable[str]) -> str:
@@ -190,24 +189,3 @@ def _failed(outcome: Failure | Unknown, user: str, request_uuid: str) -> dict[st
             return Fault(RS_ERROR_WRONG_TYPES, user, request_uuid).answer
         raise WalletFailed("a fault of ours; nothing was changed") from outcome.cause
     raise WalletFailed(outcome.message)
-
-
-def _in_memory() -> InlineBook:
-    """Return a fresh book that lives as long as its wallet."""
-    store = MemoryStore(Head(book=secrets.token_hex(16), incarnation=secrets.token_hex(8)))
-    engine = open_engine(store, now=wall_clock(), users_max=_USERS_MAX)
-    return InlineBook(engine, store, wall_clock)
-
-
-def _on_disk(folder: Path) -> InlineBook:
-    """Return the book of a folder, begun if there is none. Only here a database is loaded."""
-    from pennyweight.assemble import engine_on, open_store  # noqa: PLC0415
-    from pennyweight.config import Config  # noqa: PLC0415
-
-    folder.mkdir(parents=True, exist_ok=True)
-    store = open_store(folder)
-    try:
-        return InlineBook(engine_on(store, Config(), ClockGuard()), store, wall_clock)
-    except BaseException:
-        store.close()
-        raise
