@@ -259,6 +259,28 @@ def test_reads_that_raise_discard_themselves_alone():
     assert [type(outcome) for outcome in outcomes] == [Receipt, Failure, Receipt]
 
 
+@pytest.mark.parametrize("tell", ["postponed", "tell_unknown", "failed"])
+def test_reads_that_raise_are_answered_once(tell):
+    def broken(wanted):
+        raise KeyError("a bug of ours")
+
+    stage = breaking_stage()
+    engine, store = stage.book.engine, stage.store
+    engine.submit(Submission(probe(lambda draft: 1, reads=broken)))
+    assert len(step(engine, store, START)) == 1
+    values = {"postponed": (), "tell_unknown": ("nobody knows",), "failed": (StoreFailed("disk"),)}
+    assert getattr(engine, tell)(*values[tell]) == []
+
+
+def test_unknown_is_told_to_nobody_where_no_batch_is_under_way():
+    stage = funded(breaking_stage(), 1, 2)
+    engine = stage.book.engine
+    assert engine.tell_unknown("nobody knows") == []
+    engine.submit(pay(1, 2, 1))
+    [(_, outcome)] = step(engine, stage.store, START * 2)
+    assert isinstance(outcome, Receipt)
+
+
 def test_answer_that_cannot_be_written_discards_its_command():
     stage = Stage()
     outcome = stage.execute(probe(lambda draft: object()))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pennyweight.engine.engine import Submission
-from pennyweight.engine.port import Append, Found, Head, Reads
+from pennyweight.engine.port import Append, Found, Head, Reads, StoreUnavailable
 from pennyweight.engine.receipts import UNKNOWN, Outcome, Receipt, Unknown
 from pennyweight.products.general import OpenAccount
 from pennyweight.runtime import driver
@@ -28,16 +28,28 @@ class HangingStore(MemoryStore):
         self.leave = threading.Event()
         self.leave.set()
         self.hangs_at = "append"
+        self.is_away = False
+        self.looks = 0
 
     def begin(self, reads: Reads, resident: Container[str]) -> Found:
         if self.hangs_at == "begin":
             assert self.leave.wait(20)
+        if self.is_away:
+            raise StoreUnavailable("nobody is there")
         return super().begin(reads, resident)
 
     def append(self, batch: Append) -> None:
         if self.hangs_at == "append":
             assert self.leave.wait(20)
         super().append(batch)
+
+    def head(self) -> Head:
+        self.looks += 1
+        if self.hangs_at == "head":
+            assert self.leave.wait(20)
+        if self.is_away:
+            raise StoreUnavailable("nobody is there")
+        return super().head()
 
 
 class Caller:
@@ -103,6 +115,24 @@ def test_callers_of_a_hanging_store_hear_that_nothing_is_known(
     assert isinstance(again, Receipt)
     assert isinstance(anew, Receipt)
     assert (again.is_replayed, anew.is_replayed) == (True, False)
+
+
+def test_caller_after_a_store_that_hung_while_nobody_waited_is_answered(
+    store: HangingStore, caller: Caller
+):
+    store.is_away = True
+    caller.ask("first")
+    wait_for(lambda: caller.outcomes["first"])  # nobody waits any more: only the head is asked for
+    store.is_away, store.hangs_at = False, "head"
+    store.leave.clear()
+    before = store.looks
+    wait_for(lambda: store.looks > before)
+    time.sleep(0.3)  # longer than callers wait, and than the watcher looks away
+    store.leave.set()
+    wait_for(lambda: not _is_turned_away(caller.book))
+    caller.ask("second")
+    wait_for(lambda: caller.outcomes["second"])
+    assert isinstance(caller.outcomes["second"][0], Receipt)
 
 
 def _is_turned_away(book: ThreadedBook) -> bool:

@@ -373,8 +373,9 @@ class Engine:
 
         The batch itself stays as it is, until `committed` or `postponed`; neither answers
         these callers again. What was to be refused is not refused: that may depend on it.
+        Nothing happens where no batch is under way.
         """
-        if self._is_told:
+        if self._is_told or not (self._taken or self._early):
             return []
         self._is_told = True
         told = [(submission, Unknown(message)) for submission in self._taken]
@@ -643,7 +644,7 @@ class Engine:
         if self._ready:
             self._put_back(self._ready)
             self._ready.clear()
-        answers, self._answers, self._taken = self._answers, [], []
+        answers, self._answers, self._taken, self._early = self._answers, [], [], []
         self._overlay = self._append = None
         return answers
 
