@@ -275,4 +275,6 @@ def _say(word: Word) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # a thread still reads standard input, and Python's own end would trip over it
