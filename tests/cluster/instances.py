@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -148,6 +149,15 @@ class Client:
         self.close()
 
 
+def _free_port() -> int:
+    """Return a port that nobody has, and that no client gets by chance while its server is away."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class Instance:
     """A served process, which can be killed, frozen and started again on its port."""
 
@@ -155,7 +165,7 @@ class Instance:
         self, place: Sequence[str], log: Path, *words: str, port: int = 0, is_waited: bool = True
     ) -> None:
         self.log = log
-        self.port = port
+        self.port = port or _free_port()
         self._command = [*place, *words]
         self._closing = contextlib.ExitStack()
         self.start(is_waited=is_waited)

@@ -39,6 +39,7 @@ def serving(folder: Path, *words: str, port: int = 0) -> Iterator[Instance]:
         yield instance
         instance.stop()
         assert not any(map(is_alive, workers))
+        assert "Fatal" not in instance.log.read_text()
     finally:
         instance.kill()
 
