@@ -12,7 +12,8 @@ from pennyweight.simulators.server import Server
 
 Cli = Callable[..., Any]
 
-SHORT = ("--seconds", 0.3, "--warm-up", 0.1, "--connections", 4)
+SHORT = ("--seconds", 0.5, "--warm-up", 0.1, "--connections", 4)
+BY_KAFKA = ("--seconds", 1.5, "--settle", "kafka", "--settle-rate", 200)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def figures(ran: Any) -> dict[str, Any]:
         ("transfers", "--preload-accounts", 30, "--preload-keys", 10),
         ("transfers", "--skew", "hot"),
         ("payments", "--workers", 2),
-        ("bets",),
+        pytest.param(("bets",), marks=pytest.mark.heavy),
     ],
     ids=lambda words: " ".join(map(str, words[:2])),
 )
@@ -105,7 +106,7 @@ def test_batches_in_process(database: str, cli: Cli) -> None:
     "words",
     [
         ("withdrawals", *SHORT, "--users-in-memory", 130),
-        ("withdrawals", "--seconds", 1, *SHORT[2:], "--settle", "kafka", "--settle-rate", 200),
+        pytest.param(("withdrawals", *SHORT[2:], *BY_KAFKA), marks=pytest.mark.heavy),
         ("withdrawals", "--in-process", "--batch", 20, "--seconds", 0.2),
         ("settlements", "--in-process", "--batch", 64, "--messages", 200),
         pytest.param(("settlements", "--messages", 300), marks=pytest.mark.heavy),
