@@ -225,6 +225,27 @@ def test_role_that_could_change_the_journal_is_known(fresh: str):
         assert schema.may_change_journal(connection)
 
 
+def test_commits_wait_for_the_disk_whatever_the_role_says(fresh: str):
+    package.migrate(fresh)
+    do(fresh, "ALTER ROLE postgres SET synchronous_commit = 'off'")
+    try:
+        with psycopg.connect(fresh, autocommit=True) as connection:
+            assert "synchronous_commit" in schema.undurable(connection)
+            schema.make_durable(connection)
+            assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
+            connection.execute("SET synchronous_commit = 'remote_apply'")
+            schema.make_durable(connection)
+            assert connection.execute("SHOW synchronous_commit").fetchone() == ("remote_apply",)
+        store = PostgresStore.open(fresh, new_incarnation="first")
+        store.append(append_of(store.head()))
+        assert store._writer is not None
+        line = store._writer._line()
+        assert line.connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
+        store.close()
+    finally:
+        do(fresh, "ALTER ROLE postgres RESET synchronous_commit")
+
+
 def test_role_without_rights_is_unavailable_not_broken(fresh: str):
     package.migrate(fresh)
     with pytest.raises(StoreUnavailable, match="permission denied"):

@@ -75,6 +75,13 @@ class PostgresStore(Reading):
                     schema.check_head(connection, book)
                     if schema.may_change_journal(connection):
                         log.warning("this database role could change the journal", store=str(place))
+                    weak = schema.undurable(connection)
+                    if weak:
+                        log.warning(
+                            "this server may lose what was committed when it crashes",
+                            store=str(place),
+                            off=weak,
+                        )
         except psycopg.Error as error:
             raise of_psycopg(error, is_lost=False).store_error() from error
         return cls(place, book, is_read_only=is_read_only)

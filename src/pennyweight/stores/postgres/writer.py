@@ -32,6 +32,7 @@ from pennyweight.stores.postgres.keys import WORDS_MIN, KeyFilter
 from pennyweight.stores.postgres.lease import Office
 from pennyweight.stores.postgres.place import Place
 from pennyweight.stores.postgres.readers import Readers
+from pennyweight.stores.postgres.schema import make_durable
 
 SETTINGS = (
     "plan_cache_mode = force_generic_plan",
@@ -106,6 +107,7 @@ class Writer:
             raise StoreError("the book is closed")
         self._drop()
         connection = self._place.connect(*SETTINGS)
+        make_durable(connection)
         channel = Channel(connection, self.meter, is_prepared=self._place.is_prepared)
         self._watchdog.watch(channel)
         self._channel = channel
