@@ -68,9 +68,14 @@ class ClockGuard:
         """Microseconds it was surely ahead of the database's when they were compared; 0 is alike."""
 
     @property
+    def has_jumped(self) -> bool:
+        """Whether the wall clock was elsewhere than expected when last read."""
+        return not -DRIFT_MAX <= self.drift <= DRIFT_MAX
+
+    @property
     def is_drifting(self) -> bool:
         """Whether the last reading must not be stamped on anything."""
-        return not (-DRIFT_MAX <= self.drift <= DRIFT_MAX and -DRIFT_MAX <= self.lead <= DRIFT_MAX)
+        return self.has_jumped or not -DRIFT_MAX <= self.lead <= DRIFT_MAX
 
     def compare(self, theirs: int, asked_at: int, heard_at: int) -> None:
         """Compare with a clock that was read between two moments of the wall clock."""

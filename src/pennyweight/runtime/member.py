@@ -302,6 +302,7 @@ class Member:
 
     def _yield(self) -> None:
         """Let somebody else have the book that cannot be opened here."""
+        self.promised = (0, 0.0)
         try:
             self.store.give_up(self.name)
         except StoreError as error:
@@ -312,6 +313,7 @@ class Member:
         book = self._latest
         if self._is_stopping and book is None:
             return self._life / 3
+        self._check_clock(is_read=book is not None)
         lease = None if self._is_clock_off() else self.claim()
         if self._is_stopping:
             return self._life / 3
@@ -331,6 +333,16 @@ class Member:
             self._take_over(lease)
         self._owner = self.address
         return self._life / 3
+
+    def _check_clock(self, *, is_read: bool) -> None:
+        """Raise ClockRefused after a jump of the clock: who cannot stamp must not have the book.
+
+        The engine of a book that we have reads it all the time (`is_read`).
+        """
+        if not is_read:
+            self.clock.now()
+        if self.clock.has_jumped and not self._is_stopping:
+            raise ClockRefused(f"the clock jumped by {self.clock.drift / 1_000_000:.3f} s")
 
     def _until_free(self) -> float:
         """Return how many seconds to wait while the lease is another's."""
