@@ -18,12 +18,17 @@ class OpeningFailed(Exception):
 
 def standing_of(store: Store) -> Standing:
     """Read what an engine always has loaded."""
+    return Standing(assets_of(store), dict(store.head().counters), store.cursors())
+
+
+def assets_of(store: Store) -> dict[str, Asset]:
+    """Read all assets: for lists of them, where the book may have another owner."""
     assets: dict[str, Asset] = {}
     after = ""
     while page := store.records(ASSET, after=after, limit=_PAGE):
         assets.update((record.id, record.read(Asset)) for record in page)
         after = page[-1].id
-    return Standing(assets, dict(store.head().counters), store.cursors())
+    return assets
 
 
 def open_engine(

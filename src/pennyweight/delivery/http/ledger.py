@@ -82,6 +82,7 @@ from pennyweight.ledger.holds import HoldChange
 from pennyweight.ledger.money import format_amount
 from pennyweight.products import general
 from pennyweight.runtime.front import OWN_KEYS
+from pennyweight.runtime.opening import assets_of
 
 FACE = general.PRODUCT
 ABANDONED = {"abandoned": True}
@@ -385,8 +386,8 @@ def _show_hold_change(change: HoldChange, standing: Standing) -> HoldChangeShown
 # ── reading ───────────────────────────────────────────────────────────────────────
 
 
-def _read_assets(_: Request, __: Store, standing: Standing) -> Reply:
-    return page(sorted(standing.assets.values(), key=lambda a: (a.currency_id, a.name)), None)
+def _read_assets(_: Request, store: Store, __: Standing) -> Reply:
+    return page(sorted(assets_of(store).values(), key=lambda a: (a.currency_id, a.name)), None)
 
 
 def _read_account(request: Request, store: Store, standing: Standing) -> Reply:

@@ -82,6 +82,7 @@ from pennyweight.products.payments import (
     read_account,
     record_id,
 )
+from pennyweight.runtime.opening import assets_of
 
 _PAGE = 500
 _MESSAGES = {
@@ -216,12 +217,10 @@ def _payments_in(body: bytes) -> list[PaymentAnswer]:
     return answer.payments if isinstance(answer, PaymentsAnswer) else [answer]
 
 
-def _payment_pages(
-    store: Store, standing: Standing, shape: type[ListedPayment | ListedPaymentHead]
-) -> Iterator[bytes]:
+def _payment_pages(store: Store, shape: type[ListedPayment | ListedPaymentHead]) -> Iterator[bytes]:
     """Yield the payments in the order of their commits, comma between, no page empty."""
     last = store.head().sequence
-    names = {asset.currency_id: asset.name for asset in standing.assets.values()}
+    names = {asset.currency_id: asset.name for asset in assets_of(store).values()}
     after = 0
     while page := store.entries(after, _PAGE, product=PRODUCT):
         shown: list[bytes] = []
@@ -389,14 +388,14 @@ class PaymentsFace:
         shown = [_show_payment(payment) for payment in outcome.answer.payments]
         return Reply(200, encode({self.names["payments"]: shown}), receipt_headers(outcome))
 
-    def list_payments(self, _request: Request, store: Store, standing: Standing) -> Reply:
+    def list_payments(self, _request: Request, store: Store, _standing: Standing) -> Reply:
         """GET /payments."""
-        pages = _payment_pages(store, standing, self.listed)
+        pages = _payment_pages(store, self.listed)
         return _complete_list(self.names["payments"], pages)
 
-    def list_currencies(self, _request: Request, _store: Store, standing: Standing) -> Reply:
+    def list_currencies(self, _request: Request, store: Store, _standing: Standing) -> Reply:
         """GET /currencies."""
-        assets = sorted(standing.assets.values(), key=lambda asset: asset.currency_id)
+        assets = sorted(assets_of(store).values(), key=lambda asset: asset.currency_id)
         shown = [CurrencyShown(asset.currency_id, asset.name) for asset in assets]
         return Reply(200, encode({self.names["currencies"]: shown}))
 
@@ -652,7 +651,6 @@ def _payment_routes(face: PaymentsFace) -> list[Route]:
             method="GET",
             path="/currencies",
             read=face.list_currencies,
-            is_instant=True,
             documentation=Documentation(
                 summary="List the currencies, by number",
                 answer=list_answer(names["currencies"], CurrencyShown, "Currencies"),
