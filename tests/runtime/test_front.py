@@ -756,6 +756,21 @@ def test_asset_is_known_at_once_elsewhere(owner: Owner, front: Asking) -> None:
     deaf.close()
 
 
+def test_assets_that_are_learned_at_once_are_all_known() -> None:
+    """From the owner on the loop, and from the store in the threads of readers."""
+    asking = Asking(None, load_asset=lambda name: Asset(name, 3, 77))
+
+    def told() -> Iterator[Asset]:
+        reader = threading.Thread(target=asking.front.standing.assets.get, args=("ONE",))
+        reader.start()
+        reader.join(WAIT_SECONDS)
+        yield Asset("TWO", 3, 78)
+
+    asking.front._know(told())
+    assert list(asking.front.standing.assets) == ["ONE", "TWO"]
+    asking.close()
+
+
 def test_assets_are_loaded_at_the_start() -> None:
     asking = Asking(None, load_assets=lambda: {"USD": Asset("USD", 18, 1)})
     until(lambda: dict.__contains__(asking.front.standing.assets, "USD"))

@@ -5,11 +5,12 @@ So whatever happens to the connection or to the owner, what was asked and not an
 asked again, in its old order, of whoever owns the book next, and done once. Callers wait a
 bounded time for that, and then hear whether their command may have been done.
 
-All of it but `find` and the loading of assets happens on one event loop.
+All of it but `find` and what concerns assets happens on one event loop.
 """
 
 import asyncio
 import secrets
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,7 @@ class Front:
         self.secret = secret
         self.book = book
         self._load_asset = load_asset
+        self._learning = threading.Lock()
         self.standing = Standing(_KnownAssets(load_asset, self._know, {}), {}, {})
         """What faces need to know: assets, and no counters or cursors."""
         self.figures: CacheFigures | None = None
@@ -292,9 +294,11 @@ class Front:
             self._know(assets.values())
 
     def _know(self, assets: Iterable[Asset]) -> None:
-        """Take assets in. As in the engine nothing is changed that a reader may be going through."""
-        known = {**self.standing.assets, **{asset.name: asset for asset in assets}}
-        self.standing.assets = _KnownAssets(self._load_asset, self._know, known)
+        """Take assets in; from any thread. Nothing is changed that a reader may be going through."""
+        new = {asset.name: asset for asset in assets}
+        with self._learning:
+            known = {**self.standing.assets, **new}
+            self.standing.assets = _KnownAssets(self._load_asset, self._know, known)
 
     def _say_down(self, why: str) -> None:
         if why != self.down:
