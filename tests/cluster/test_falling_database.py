@@ -5,14 +5,25 @@ the instances recover by themselves.
 """
 
 import random
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from cluster.instances import Cluster, Load, check_told, fund, pays, read_book
+from cluster.instances import (
+    Answer,
+    Cluster,
+    Line,
+    Load,
+    check_told,
+    fund,
+    pays,
+    read_book,
+    transfer,
+)
 from pennyweight.simulators.pgfaults import FaultProxy
 from pennyweight.simulators.pgrules import Fault, Rule
 from pennyweight.simulators.postgres import PostgresServer
@@ -110,17 +121,51 @@ BLOWS = [
 """Faults of an append; those that hang have tests of their own."""
 
 
+class Bare(threading.Thread):
+    """A client that gives no key and asks nothing twice: it counts what it was told was done."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.done = 0
+        self.others: list[Answer] = []
+        self._port = port
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        body = transfer("world:EUR", "user:bare:EUR", asset="EUR")
+        with closing(Line(self._port)) as line:
+            while not self._is_over.is_set():
+                answer = line.send("POST", "/v1/transfers", body)
+                if answer.status == 201:
+                    self.done += 1
+                else:
+                    self.others.append(answer)
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join()
+
+
 def test_faults_on_the_way(url: str, tmp_path: Path) -> None:
-    """Each fault that there is, under load, one after the other."""
-    with FaultProxy(url) as proxy:
-        blows = list(BLOWS)
-        random.Random(31).shuffle(blows)
-        with Cluster(proxy.url, tmp_path, 2) as cluster, loaded(cluster, url) as load:
+    """Each fault that there is, under load, one after the other; also for who asks only once."""
+    with FaultProxy(url) as proxy, Cluster(proxy.url, tmp_path, 2) as cluster:
+        with cluster.client() as client:
+            fund(client, ["bare"], "0", "EUR")
+        bare = [Bare(port) for port in cluster.ports]
+        with loaded(cluster, url) as load:
+            for thread in bare:
+                thread.start()
+            blows = list(BLOWS)
+            random.Random(31).shuffle(blows)
             for fault, options in blows:
                 rule = proxy.add(Rule(fault, APPEND, **options))
                 assert rule.happened.wait(20), (fault, options)
                 load.moves_on(5)
             proxy.behave()
+            for thread in bare:
+                thread.stop()
+    assert not [thread.others for thread in bare if thread.others]
+    assert read_book(url).posted("EUR") == {"user:bare:EUR": sum(thread.done for thread in bare)}
 
 
 @pytest.mark.heavy

@@ -114,6 +114,7 @@ def test_kills_at_random_times(url: str, tmp_path: Path, record_property) -> Non
             cluster.settle()
     record_property("seconds from kill to the next acknowledgement", told_gaps(gaps))
     assert max(gaps) < GAP_SECONDS_MAX
+    assert load.troubles
 
 
 # ── stopped in order ──────────────────────────────────────────────────────────────
