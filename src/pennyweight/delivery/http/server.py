@@ -145,8 +145,8 @@ class Server(uvicorn.Server):
             if self.settings.is_one_of_many:
                 sockets = [_shared_socket(self.settings)]
             await super().startup(sockets)
-        except SystemExit:  # the address cannot be had
-            self.book.stop()
+        except SystemExit:  # the address cannot be had; a book may need this loop for its end
+            await asyncio.get_running_loop().run_in_executor(None, self.book.stop)
             raise
         for agent in self._agents:
             agent.start()
