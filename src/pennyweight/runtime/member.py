@@ -220,6 +220,7 @@ class Member:
     def stop(self, timeout_seconds: float | None = None) -> None:
         """See `Book`. The next owner can take over when this returns."""
         self._is_stopping = True
+        asyncio.run_coroutine_threadsafe(self._begun(), self._loop).result(_ENDS_SECONDS)
         self._wake.set()
         with self._turning:  # the lease is only renewed from now on
             self._stop_agents()
@@ -237,6 +238,9 @@ class Member:
             log.warning("the lease could not be given up; it will run out", cause=str(error))
         self.front.stop(timeout_seconds)
         asyncio.run_coroutine_threadsafe(self.listener.stop(), self._loop).result(_ENDS_SECONDS)
+
+    async def _begun(self) -> None:
+        await asyncio.wait([self._beginning])
 
     # ── the lease ─────────────────────────────────────────────────────────────────
 
