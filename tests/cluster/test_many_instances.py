@@ -1,6 +1,8 @@
 """Three instances of one book in one database: the same answers as one, and no race."""
 
 import statistics
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -92,6 +94,22 @@ def test_answers_are_those_of_one_process(url, tmp_path):
 def test_instances_say_who_they_are(cluster):
     roles = [instance.readiness()["role"] for instance in cluster.instances]
     assert sorted(roles) == ["front", "front", "owner"]
+
+
+def test_a_port_in_use(cluster):
+    """Said in one line, and at once: the others are not kept waiting for its end."""
+    place = ["--store", cluster.url, "--port", str(cluster.ports[0])]
+    ran = subprocess.run(
+        [sys.executable, "-m", "pennyweight", "serve", *place],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 2, ran
+    assert f"cannot listen on 127.0.0.1:{cluster.ports[0]}" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    cluster.settle()
 
 
 # ── races ─────────────────────────────────────────────────────────────────────────
