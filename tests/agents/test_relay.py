@@ -199,6 +199,48 @@ def test_events_carry_their_ids_and_keys(rig: Rig) -> None:
     assert second.headers() == [("id", f"first.{sequence}.1".encode())]
 
 
+class Unsure:
+    """The tenure of a book that another may own by now."""
+
+    is_sure = False
+
+    def confirm(self) -> None:
+        """Nobody asks."""
+
+
+def test_nothing_is_sent_while_the_book_may_have_another_owner(rig: Rig) -> None:
+    relay = rig.relay()
+    rig.shout("one")
+    wait_for(lambda: relay.sent == 1)
+    ours, rig.book._tenure = rig.book._tenure, Unsure()
+    rig.shout("two")
+    wait_for(lambda: relay.lag)
+    time.sleep(0.5)
+    assert rig.words() == ["one"]
+    rig.book._tenure = ours
+    wait_for(lambda: relay.sent == 2)
+    assert rig.words() == ["one", "two"]
+
+
+def test_what_was_read_for_too_long_is_not_sent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the process stood still in the middle of a page."""
+    ours, read = rig.book._tenure, rig.store.entries
+
+    def slow(*values: Any, **options: Any) -> Any:
+        rig.book._tenure = Unsure()
+        return read(*values, **options)
+
+    monkeypatch.setattr(rig.store, "entries", slow)
+    relay = rig.relay()
+    rig.shout("one")
+    wait_for(lambda: isinstance(rig.book._tenure, Unsure))
+    time.sleep(0.5)
+    assert not rig.messages()
+    monkeypatch.undo()
+    rig.book._tenure = ours
+    wait_for(lambda: relay.sent == 1)
+
+
 def test_cursor_moves_after_events_only(rig: Rig) -> None:
     relay = rig.relay()
     sequence = rig.shout("one")

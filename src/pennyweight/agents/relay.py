@@ -3,7 +3,9 @@
 The journal is the outbox. A cursor in the book says up to which entry all events were
 acknowledged by every replica; after a crash the relay begins again there, so a reader may
 see an event twice, under the same id. The cursor moves by a command of its own, twice a
-second at most and only after events, so that the journal does not fill with it.
+second at most and only after events, so that the journal does not fill with it. Nothing new is
+sent while the book may have another owner, whose relay sends: so what was sent long ago does
+not come again when a process goes on that stood still.
 
 A book that was restored from a backup would give the ids of what was lost to what comes
 after. So the relay first looks at the last messages of its topic: while one is of this life
@@ -216,7 +218,7 @@ class Relay(Persistent):
             self._position = self._sent_until = self._cursor
         head = self._book.engine.head.sequence
         self.lag = head - self._position
-        if self.lag > 0:
+        if self.lag > 0 and not self._is_to_wait:
             self._relay_page(producer, head)
         else:
             producer.look()
@@ -224,12 +226,17 @@ class Relay(Persistent):
             self._is_over.wait(IDLE_SECONDS)
         self._move()
 
+    @property
+    def _is_to_wait(self) -> bool:
+        """Whether nothing is to be sent: at the end, and while another may own the book, who sends."""
+        return self._is_over.is_set() or not self._book.is_sure
+
     # ── a page ────────────────────────────────────────────────────────────────────
 
     def _relay_page(self, producer: Producer, head: int) -> None:
         """Send the events of the next entries, and go on when all of them were acknowledged."""
         failed, count, until = producer.failed, 0, self._position
-        while until < head and count < FLUSH_EVENTS and not self._is_over.is_set():
+        while until < head and count < FLUSH_EVENTS and not self._is_to_wait:
             until, sent = self._send_page(producer, until, head)
             count += sent
         if count:
@@ -248,6 +255,8 @@ class Relay(Persistent):
         """Queue the events of the next entries; return up to which entry, and how many events."""
         count = 0
         bodies, until = self._read(after, head)
+        if self._is_to_wait:  # reading may have taken long
+            return after, 0
         for sequence, body in bodies:
             for outgoing, event_id in self._outgoing(sequence, body):
                 _send(producer, outgoing, event_id)

@@ -154,6 +154,11 @@ class ThreadedBook:
         """Assets, counters and cursors as committed."""
         return self.engine.standing
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether nobody else can own the book now: for what cannot be taken back. From any thread."""
+        return not self.is_lost and self._tenure.is_sure
+
     def figures(self) -> CacheFigures:
         """Return what the cache of users does."""
         return self.engine.cache.figures()
