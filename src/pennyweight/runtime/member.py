@@ -425,5 +425,9 @@ class Member:
 
 
 def _answer(submission: Submission, outcome: Unknown) -> None:
-    if submission.ticket is not None:
-        submission.ticket(outcome)
+    """Call a ticket; one that fails must not keep the others from being passed on."""
+    try:
+        if submission.ticket is not None:
+            submission.ticket(outcome)
+    except Exception:
+        log.exception("a caller could not be answered", command=submission.command.name)
