@@ -52,13 +52,15 @@ class Ends:
         return [self._streams]
 
     def down(self) -> dict[str, str]:
-        """Return what does not work, for `/readyz`."""
-        return {} if self._streams is None else self._streams.down()
+        """Return what does not work, for `/readyz`; where the book is not owned, nothing should."""
+        streams = self._streams
+        return {} if streams is None or streams.is_over else streams.down()
 
     def metrics(self) -> Iterator[Metric]:
         """Yield what was done since the book is owned, in Prometheus' terms."""
-        if self._streams is not None:
-            yield from self._streams.metrics()
+        streams = self._streams
+        if streams is not None and not streams.is_over:
+            yield from streams.metrics()
 
 
 class Streams:
@@ -66,6 +68,7 @@ class Streams:
 
     def __init__(self, book: ThreadedBook, settings: Kafka) -> None:
         """Nothing runs yet. Raises ExtraMissing."""
+        self.is_over = False
         options = dict(option.split("=", 1) for option in settings.options)
         events = as_json(settings.events_topic, "user_id")
         self.intake = Intake(
@@ -95,6 +98,7 @@ class Streams:
 
     def stop(self) -> None:
         """Stop reading, then relay what was done, if the broker is there."""
+        self.is_over = True
         self.intake.stop()
         self.relay.stop()
 
