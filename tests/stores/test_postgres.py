@@ -20,9 +20,12 @@ from pennyweight.engine.verification import check_tail
 from pennyweight.ledger.entries import CursorMove, decode_entry
 from pennyweight.ledger.holds import Hold
 from pennyweight.products.general import OpenAccount, Transfer
+from pennyweight.simulators.pgfaults import FaultProxy
+from pennyweight.simulators.pgrules import Fault, Rule
 from pennyweight.simulators.postgres import PostgresServer
 from pennyweight.stores import postgres as package
 from pennyweight.stores.postgres import PostgresStore, schema
+from pennyweight.stores.postgres import place as place_module
 from pennyweight.stores.postgres.place import Place
 from random_books import open_book, random_book
 from stores.batches import account, append_of, dump, record
@@ -229,12 +232,12 @@ def test_commits_wait_for_the_disk_whatever_the_role_says(fresh: str):
     package.migrate(fresh)
     do(fresh, "ALTER ROLE postgres SET synchronous_commit = 'off'")
     try:
-        with psycopg.connect(fresh, autocommit=True) as connection:
+        place = Place(fresh)
+        with place.connect() as connection:
             assert "synchronous_commit" in schema.undurable(connection)
-            schema.make_durable(connection)
+        with place.connect(is_durable=True) as connection:
             assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
-            connection.execute("SET synchronous_commit = 'remote_apply'")
-            schema.make_durable(connection)
+        with place.connect("synchronous_commit = 'remote_apply'", is_durable=True) as connection:
             assert connection.execute("SHOW synchronous_commit").fetchone() == ("remote_apply",)
         store = PostgresStore.open(fresh, new_incarnation="first")
         store.append(append_of(store.head()))
@@ -244,6 +247,16 @@ def test_commits_wait_for_the_disk_whatever_the_role_says(fresh: str):
         store.close()
     finally:
         do(fresh, "ALTER ROLE postgres RESET synchronous_commit")
+
+
+def test_line_that_says_nothing_from_the_start_is_cut(fresh: str, monkeypatch):
+    monkeypatch.setattr(place_module, "FIRST_ANSWER_SECONDS_MAX", 0.3)
+    with FaultProxy(fresh) as proxy:
+        proxy.add(Rule(Fault.HOLE_BEFORE, "synchronous_commit"))
+        place = Place(proxy.url)
+        with pytest.raises(StoreUnavailable):
+            place.connect(is_durable=True)
+        place.connect(is_durable=True).close()
 
 
 def test_role_without_rights_is_unavailable_not_broken(fresh: str):

@@ -1,5 +1,11 @@
 """Where a database is: its URL, and connections to it that notice when they are dead."""
 
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -19,6 +25,9 @@ _DEFAULTS = {
     "tcp_user_timeout": "10000",
 }
 """A peer that is gone is noticed within about ten seconds, on either side of a request."""
+
+FIRST_ANSWER_SECONDS_MAX = 5.0
+"""How long the first statements on a new connection may take."""
 
 PREPARE = "prepare"
 """Parameter of our own: `?prepare=off` for a pooler that mixes up prepared statements."""
@@ -43,10 +52,13 @@ class Place:
         known = self._parameters
         return f"{known.get('host', '')}:{known.get('port', 5432)}/{known.get('dbname', '')}"
 
-    def connect(self, *settings: str) -> "psycopg.Connection[tuple[Any, ...]]":
+    def connect(
+        self, *settings: str, is_durable: bool = False
+    ) -> "psycopg.Connection[tuple[Any, ...]]":
         """Open a connection, with these settings where the server knows them.
 
-        Each statement is a transaction. Raises StoreUnavailable.
+        Each statement is a transaction; with `is_durable` its commit waits for the disk, whatever
+        the role says. Raises StoreUnavailable.
         """
         try:
             connection = psycopg.Connection.connect(
@@ -58,7 +70,10 @@ class Place:
             raise of_connecting(error) from None
         try:
             if self.is_prepared:
-                _set(connection, settings)
+                with _cut_when_overdue(connection):
+                    _set(connection, settings)
+                    if is_durable:
+                        _set_durable(connection)
         except psycopg.Error as error:
             connection.close()
             raise of_connecting(error) from None
@@ -81,6 +96,43 @@ def _set(connection: "psycopg.Connection[Any]", settings: tuple[str, ...]) -> No
                 raise
             except psycopg.Error:
                 continue
+
+
+def _set_durable(connection: "psycopg.Connection[Any]") -> None:
+    """Have commits wait for the disk where they need not.
+
+    Stronger settings (`remote_apply`) and chosen weaker ones of a group (`local`) stay.
+    """
+    try:
+        connection.execute(
+            "SELECT set_config('synchronous_commit', 'on', false)"
+            " WHERE current_setting('synchronous_commit') = 'off'"
+        )
+    except psycopg.errors.OperationalError:
+        raise
+    except psycopg.Error:
+        return  # another engine, which has no such setting
+
+
+@contextmanager
+def _cut_when_overdue(connection: "psycopg.Connection[Any]") -> Iterator[None]:
+    """Shut a new line down if the server does not answer on it: nobody watches it yet."""
+    is_over = threading.Lock()
+    line = socket.socket(fileno=os.dup(connection.pgconn.socket))
+
+    def cut() -> None:
+        with is_over, contextlib.suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(FIRST_ANSWER_SECONDS_MAX, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with is_over:
+            line.close()
 
 
 def _without_ours(url: str) -> tuple[str, bool]:

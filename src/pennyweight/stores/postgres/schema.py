@@ -12,7 +12,7 @@ from pennyweight.engine.port import NoBook, SchemaDrift, StoreError, StoreUnavai
 from pennyweight.stores import encoding, migrations
 from pennyweight.stores.migrations import Migration
 from pennyweight.stores.postgres import codec
-from pennyweight.stores.postgres.errors import of_connecting, of_psycopg
+from pennyweight.stores.postgres.errors import of_psycopg
 from pennyweight.stores.postgres.place import Place
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -101,24 +101,6 @@ def may_change_journal(connection: Connection) -> bool:
     )
     row = connection.execute(f"SELECT {checks}").fetchone()
     return bool(row and row[0])
-
-
-def make_durable(connection: Connection) -> None:
-    """Have commits wait for the disk where the server's settings say they need not.
-
-    Stronger settings (`remote_apply`) and chosen weaker ones of a group (`local`) stay. Raises
-    StoreUnavailable.
-    """
-    try:
-        connection.execute(
-            "SELECT set_config('synchronous_commit', 'on', false)"
-            " WHERE current_setting('synchronous_commit') = 'off'"
-        )
-    except psycopg.OperationalError as error:
-        connection.close()
-        raise of_connecting(error) from None
-    except psycopg.Error:
-        return  # another engine, without such a setting
 
 
 def undurable(connection: Connection) -> list[str]:

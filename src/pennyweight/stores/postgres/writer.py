@@ -32,7 +32,6 @@ from pennyweight.stores.postgres.keys import WORDS_MIN, KeyFilter
 from pennyweight.stores.postgres.lease import Office
 from pennyweight.stores.postgres.place import Place
 from pennyweight.stores.postgres.readers import Readers
-from pennyweight.stores.postgres.schema import make_durable
 
 SETTINGS = (
     "plan_cache_mode = force_generic_plan",
@@ -106,8 +105,7 @@ class Writer:
         if self._is_closed:
             raise StoreError("the book is closed")
         self._drop()
-        connection = self._place.connect(*SETTINGS)
-        make_durable(connection)
+        connection = self._place.connect(*SETTINGS, is_durable=True)
         channel = Channel(connection, self.meter, is_prepared=self._place.is_prepared)
         self._watchdog.watch(channel)
         self._channel = channel
