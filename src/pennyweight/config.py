@@ -43,6 +43,9 @@ _BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/,@]+):[0-9]{1,5}")
 
 
+SECRET_LENGTH_MIN = 16
+
+
 class ConfigError(Exception):
     """The configuration cannot be used; the message says why in one line."""
 
@@ -361,6 +364,8 @@ def _check_store(config: Config, origin: str) -> None:
         seconds = getattr(cluster, name)
         if not low <= seconds <= high:
             raise ConfigError(f"cluster.{name} is {seconds:g}, not {low:g} to {high:g}")
+    if cluster.secret and len(cluster.secret) < SECRET_LENGTH_MIN:
+        raise ConfigError(f"cluster.secret has fewer than {SECRET_LENGTH_MIN} characters")
     for name in ("listen", "advertise"):
         address = getattr(cluster, name)
         if (address or name == "listen") and _HOST_AND_PORT.fullmatch(address) is None:

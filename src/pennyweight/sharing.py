@@ -4,7 +4,9 @@ What speaks HTTP in front of them is put together in `serving`.
 """
 
 import contextlib
+import hmac
 import secrets
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -43,6 +45,10 @@ from pennyweight.streams import USERS_RESERVED, Ends
 
 SECRET = "cluster_secret"  # noqa: S105 - the name of the setting
 """The setting of the store that fronts and owner share."""
+
+
+SECRET_MARK = "cluster_secret_mark"  # noqa: S105 - as above
+FORGOTTEN_MICROSECONDS = 60_000_000
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -106,6 +112,7 @@ def open_shared(
         ends = Ends(config.kafka)
         metrics.add(ends.metrics)
         secret = secret_of(store, config)
+        check_secret(store, config, secret)
 
         def open_engine() -> Engine:
             return engine_on(
@@ -209,6 +216,25 @@ def secret_of(store: Store, config: Config) -> bytes:
     return (known or "").encode()
 
 
+def check_secret(store: Store, config: Config, secret: bytes) -> None:
+    """Refuse to begin beside instances that have another secret: neither could join the other.
+
+    Where none serves the book, or none has for a minute, ours counts from now on. Raises
+    ConfigError.
+    """
+    mark = hmac.new(secret, config.store.book.encode(), "sha256").hexdigest()[:16]
+    known = store.stage(SECRET_MARK)
+    if known == mark:
+        return
+    lease = store.lease()
+    if known and lease is not None and lease.expires_at > lease.now - FORGOTTEN_MICROSECONDS:
+        raise ConfigError(
+            f"cluster.secret is not that of the instance at {lease.address}, which serves this "
+            "book or did a moment ago; to change it, stop all instances first"
+        )
+    store.stage(SECRET_MARK, mark)
+
+
 def users_reserved(config: Config) -> int:
     """Return how many users the relay may have in memory. Raises ConfigError if none are left."""
     reserved = USERS_RESERVED if config.kafka.broker else 0
@@ -221,7 +247,7 @@ def users_reserved(config: Config) -> int:
 
 
 def check_cluster(config: Config) -> None:
-    """Check that other machines can be told where this one listens. Raises ConfigError."""
+    """Check that this process can listen, and others be told where. Raises ConfigError."""
     host = config.cluster.listen.rpartition(":")[0].strip("[]")
     if host in {"0.0.0.0", "::", ""} and not config.cluster.advertise:  # noqa: S104 - not bound here
         raise ConfigError(
@@ -234,6 +260,19 @@ def check_cluster(config: Config) -> None:
             "instances on other machines could not reach the owner; "
             "set cluster.listen to this machine's HOST:PORT"
         )
+
+    _check_free(config.cluster.listen)
+
+
+def _check_free(address: str) -> None:
+    """Look whether the listener will have its address, before anything says that it is ready."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, int(port)), family=family).close()
+    except OSError as error:
+        raise ConfigError(f"cluster.listen: cannot listen on {address}: {error.strerror}") from None
 
 
 def _metrics() -> tuple[Metrics, Watch]:

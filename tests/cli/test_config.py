@@ -174,7 +174,7 @@ def test_config_shows_no_secret(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:hush-1@h:5432/x?sslpassword=hush-2")
-    monkeypatch.setenv("PENNYWEIGHT_CLUSTER_SECRET", "hush-3")
+    monkeypatch.setenv("PENNYWEIGHT_CLUSTER_SECRET", "hush-3-which-is-long-enough")
     monkeypatch.setenv("PENNYWEIGHT_KAFKA_OPTIONS", "sasl.password=hush-4,acks=all")
     ran = cli("config", *words)
     assert ran.code == 0

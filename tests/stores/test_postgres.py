@@ -259,6 +259,53 @@ def test_line_that_says_nothing_from_the_start_is_cut(fresh: str, monkeypatch):
         place.connect(is_durable=True).close()
 
 
+def test_idle_readers_give_their_connections_to_who_writes(fresh: str):
+    url = serving_url(fresh)
+    package.migrate(fresh, grant="serving")
+    store = PostgresStore.open(url, new_incarnation="first")
+    do(fresh, "ALTER ROLE serving CONNECTION LIMIT 3")
+    try:
+        assert store.claim("me", "here", 60_000_000) is not None
+        threads = [threading.Thread(target=store.accounts, args=(0, 10)) for _ in range(8)]
+        readers = store._readers
+        readers._free += [readers._connect(), readers._connect()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert readers._free
+        store.append(append_of(store.head()))
+        assert store.head().sequence == 1
+    finally:
+        store.close()
+        do(fresh, "ALTER ROLE serving CONNECTION LIMIT -1")
+
+
+def test_role_that_lacks_a_right_is_told_so_before_it_serves(fresh: str):
+    url = serving_url(fresh)
+    package.migrate(fresh, grant="serving")
+    do(fresh, "REVOKE INSERT ON pennyweight.entries FROM serving")
+    with pytest.raises(StoreError, match=r"INSERT on entries.*migrate --apply --grant"):
+        PostgresStore.open(url, new_incarnation="first")
+
+
+@pytest.mark.parametrize(("word", "is_prepared"), [("off", False), ("OFF", False), ("on", True)])
+def test_url_says_whether_statements_are_prepared(word: str, is_prepared: bool):
+    assert Place(f"postgresql://db/money?prepare={word}").is_prepared is is_prepared
+
+
+def test_url_with_another_word_for_prepare_is_refused():
+    with pytest.raises(StoreError, match="on or off"):
+        Place("postgresql://db/money?prepare=maybe")
+
+
+def test_what_else_the_url_says_is_passed_on_as_it_stands(fresh: str):
+    mark = "&" if "?" in fresh else "?"
+    place = Place(f"{fresh}{mark}options=-c%20work_mem%3D8MB&prepare=off")
+    with place.connect() as connection:
+        assert connection.execute("SHOW work_mem").fetchone() == ("8MB",)
+
+
 def test_role_without_rights_is_unavailable_not_broken(fresh: str):
     package.migrate(fresh)
     with pytest.raises(StoreUnavailable, match="permission denied"):

@@ -60,11 +60,15 @@ class HoldExpiry(Agent):
         return self._commands.get("" if hold is None else hold.owner, ExpireHold)(hold_id)
 
     def _run(self) -> None:
+        is_told = False
         while not self._is_over.wait(self._every_seconds):
             try:
                 while self.tick() == PAGE and not self._is_over.is_set():
                     pass
+                is_told = False
             except (QueueFull, Unavailable):
                 continue  # the next look finds them again
             except StoreError as error:
-                log.exception("holds to expire cannot be read", exc_info=error)
+                if not is_told:
+                    log.warning("holds to expire cannot be read", cause=str(error))
+                is_told = True

@@ -45,6 +45,7 @@ WATCH_SECONDS = 0.25
 _IDLE_SECONDS = 0.2
 _RETRY_SECONDS = 0.02
 _RETRY_SECONDS_MAX = 0.5
+_CANNOT = "the store cannot take this now"
 _EXIT_CODE = 70
 _LAST_WORDS_SECONDS = 0.2
 
@@ -362,7 +363,7 @@ class ThreadedBook:
             self._patient_until = time.monotonic() + self.hold_seconds
             self._retry_seconds = _RETRY_SECONDS
             log.error("the store does not answer; commands wait", code=code, cause=str(error))
-        self._trouble = Unavailable(code, str(error))
+        self._trouble = Unavailable(code, _CANNOT)  # the store's own words are for the log
         if self._is_stopping and isinstance(error, StoreUnavailable):  # else it is asked once
             self._turn_away(self._trouble)
             return False

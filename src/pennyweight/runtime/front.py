@@ -450,7 +450,7 @@ class Front:
             pending = next(iter(self._pending.values()))
             if pending.until > now:
                 break
-            self._give_up(pending, NO_OWNER, self.down or "the owner takes no commands")
+            self._give_up(pending, NO_OWNER, "no process owns the book, or it takes no commands")
         link, is_at_it = self._link, self._doubt is not None and not self._doubt.done()
         if self._pending and link is not None and not is_at_it:
             oldest = next(iter(self._pending.values()))

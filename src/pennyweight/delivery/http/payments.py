@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from pennyweight.delivery.http.payments_shapes import (
     AccountShown,
@@ -45,6 +46,7 @@ from pennyweight.delivery.http.routes import (
 from pennyweight.delivery.http.wire import (
     PAGE_SIZE,
     PAGE_SIZE_MAX,
+    RETRY,
     BadRequest,
     deadline_of,
     encode,
@@ -433,7 +435,8 @@ class PaymentsFace:
         detail = problem.detail
         if problem.correlation_id:
             detail += f" ({problem.correlation_id})"
-        return self._error(problem.status, detail, problem.code)
+        reply = self._error(problem.status, detail, problem.code)
+        return replace(reply, headers=RETRY) if isinstance(outcome, Unknown) else reply
 
     def _refused(self, refusal: Refusal) -> Reply:
         """Return a refusal: 404 for a missing account, 422 for a key that was reused, else 400."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -142,5 +142,9 @@ def _without_ours(url: str) -> tuple[str, bool]:
         return url, True
     pairs = parse_qsl(query, keep_blank_values=True)
     rest = [pair for pair in pairs if pair[0] != PREPARE]
-    is_prepared = not any(value == "off" for name, value in pairs if name == PREPARE)
-    return (f"{base}?{urlencode(rest)}" if rest else base), is_prepared
+    said = [value.lower() for name, value in pairs if name == PREPARE]
+    for value in said:
+        if value not in {"on", "off"}:
+            raise StoreError(f"{PREPARE} in the URL is on or off")
+    rest_of_query = urlencode(rest, quote_via=quote)
+    return (f"{base}?{rest_of_query}" if rest else base), "off" not in said

@@ -7,6 +7,7 @@ fresh one fails too. That finds out what a check before each use would, without 
 
 # ruff: noqa: S608 - statements are put together from constants; values are parameters
 
+import contextlib
 import random
 import threading
 import time
@@ -107,6 +108,15 @@ class Readers:
         self._is_closed = True
         while self._free:
             self._free.pop().close()
+
+    def give_up_idle(self) -> bool:
+        """Close the connections that nobody uses: who decides needs one. Whether there were any."""
+        were_any = False
+        with contextlib.suppress(IndexError):  # others may take them meanwhile
+            while True:
+                self._free.pop().close()
+                were_any = True
+        return were_any
 
     # ── lending ───────────────────────────────────────────────────────────────────
 

@@ -92,6 +92,20 @@ def grants(role: str) -> list[str]:
     return statements
 
 
+def missing_rights(connection: Connection) -> list[str]:
+    """Return what this role may not do, of what serving a book asks for."""
+    missing: list[str] = []
+    for rights, tables in _RIGHTS.items():
+        for table in tables:
+            for right in rights.split(", "):
+                row = connection.execute(
+                    "SELECT has_table_privilege(%s, %s)", (f"pennyweight.{table}", right)
+                ).fetchone()
+                if row is None or not row[0]:
+                    missing.append(f"{right} on {table}")
+    return missing
+
+
 def may_change_journal(connection: Connection) -> bool:
     """Whether this role could change what is written; one that serves books should not."""
     checks = " OR ".join(

@@ -71,6 +71,12 @@ class PostgresStore(Reading):
                     schema.begin_book(connection, book, "")
                 else:
                     schema.prepare(connection, str(place))
+                    missing = schema.missing_rights(connection)
+                    if missing:
+                        raise StoreError(
+                            f"this role lacks rights to serve a book ({', '.join(missing)}): run "
+                            "`pennyweight migrate --apply --grant ROLE` as the tables' owner"
+                        )
                     schema.begin_book(connection, book, new_incarnation)
                     schema.check_head(connection, book)
                     if schema.may_change_journal(connection):

@@ -9,7 +9,7 @@ a new line, which waits for the old append or defeats it, and then looks.
 import random
 import time
 from collections.abc import Callable, Container
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from psycopg.pq.abc import PGresult
 
@@ -33,6 +33,9 @@ from pennyweight.stores.postgres.lease import Office
 from pennyweight.stores.postgres.place import Place
 from pennyweight.stores.postgres.readers import Readers
 
+if TYPE_CHECKING:
+    import psycopg
+
 SETTINGS = (
     "plan_cache_mode = force_generic_plan",
     "enable_seqscan = off",
@@ -48,6 +51,7 @@ TRIES_MAX = 8
 """How often a statement that lost against another is tried."""
 
 _PAUSE_SECONDS_MAX = 0.05
+_GIVEN_UP_TRIES = 3
 
 _GUARD = statement(
     """
@@ -105,7 +109,7 @@ class Writer:
         if self._is_closed:
             raise StoreError("the book is closed")
         self._drop()
-        connection = self._place.connect(*SETTINGS, is_durable=True)
+        connection = self._connect()
         channel = Channel(connection, self.meter, is_prepared=self._place.is_prepared)
         self._watchdog.watch(channel)
         self._channel = channel
@@ -116,6 +120,17 @@ class Writer:
             error.has_run = False
             raise
         return channel
+
+    def _connect(self) -> "psycopg.Connection[Any]":
+        """Open a connection; idle readers give theirs up where there are too many."""
+        for _ in range(_GIVEN_UP_TRIES):
+            try:
+                return self._place.connect(*SETTINGS, is_durable=True)
+            except StoreUnavailable as error:
+                if error.code != "store_busy" or not self._readers.give_up_idle():
+                    raise
+            time.sleep(_PAUSE_SECONDS_MAX)  # the server needs a moment to notice
+        return self._place.connect(*SETTINGS, is_durable=True)
 
     def _drop(self) -> None:
         channel, self._channel = self._channel, None
