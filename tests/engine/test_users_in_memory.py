@@ -46,8 +46,8 @@ from pennyweight.runtime.driver import ThreadedBook
 from pennyweight.runtime.inline import InlineBook
 from pennyweight.runtime.opening import open_engine
 from pennyweight.stores import room
-from pennyweight.stores.sqlite import codec
 from pennyweight.stores.encoding import record_to_blob
+from pennyweight.stores.sqlite import codec
 from pennyweight.stores.sqlite.codec import new_account_row
 from probes import probe
 from scenarios import START, check_invariants
