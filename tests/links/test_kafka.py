@@ -147,7 +147,11 @@ def test_broker_down_and_up(broker: Broker, topic: str, group: Group) -> None:
     finally:
         broker.up()
     wait_for(lambda: producer.flush(0.1) == 0)
-    assert [message.value() for message in group.read(1)] == [b"kept"]
+    found: list[Received] = []
+    wait_for(lambda: found.extend(group.consumer.consume(500, 0.05)) or found)
+    assert b"kept" in {
+        message.value() for message in found
+    }  # a broker that fell may give one twice
     assert (group.consumer.status, producer.status, producer.failed) == ("", "", 0)
     producer.close()
 
