@@ -56,7 +56,10 @@ def routes(book: Book, metrics: Metrics, neighbours: Neighbours = no_neighbours)
             ready,
             "Commands can be committed",
             {"status": "ready"},
-            errors={503: "They cannot: the store failed, the clock jumped, or the server stops."},
+            errors={
+                503: "They cannot: the store failed or is away, the clock jumped, the server stops, or "
+                "no instance owns the book; `code` says which."
+            },
         ),
         _route("/metrics", OPERATIONS, figures, "Figures in Prometheus' text format", None),
         _route(

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import uvicorn
@@ -32,6 +32,7 @@ from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.protocol import Limits, short_way
 from pennyweight.delivery.http.routes import Route
 from pennyweight.runtime.book import Book
+from pennyweight.runtime.member import Agent
 
 READERS = 4
 COLLECT_SECONDS = 1.0
@@ -62,16 +63,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_seconds: int = 10
     is_garbage_ours: bool = False
     is_one_of_many: bool = False
-
-
-class Agent(Protocol):
-    """Something that acts on the outside world while the book is served, in threads of its own."""
-
-    def start(self) -> None:
-        """Begin."""
-
-    def stop(self) -> None:
-        """End; blocks until it has."""
 
 
 class Server(uvicorn.Server):
