@@ -80,8 +80,10 @@ coverage: setup ## the tests with branch coverage, and the gate on ledger, produ
 	@$(BIN)/coverage json --quiet -o coverage.json
 	@$(BIN)/python .ci/coverage_gate.py coverage.json
 
+# Extras stay in the pins: pip's check of hashes takes `coverage[toml]` for another package than `coverage`,
+# and would refuse the lock on the day a newer one comes out.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-config --default-index https://pypi.org/simple \
+	--no-strip-extras --no-config --default-index https://pypi.org/simple \
 	--custom-compile-command 'make lock' $(UPGRADE)
 
 lock: setup ## write both locks anew; UPGRADE=--upgrade takes newer versions
