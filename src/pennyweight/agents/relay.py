@@ -145,8 +145,6 @@ class Relay(Persistent):
         super().__init__("relay")
         kafka.client()
         self.sent = 0
-        self.lag = 0
-        """Entries of the book that were not looked at yet."""
         self.moves = 0
         """How often the cursor was asked to move."""
         self.conflicts = 0
@@ -159,8 +157,7 @@ class Relay(Persistent):
         self._topic = topic
         self._options = options
         self._producer: Producer | None = None
-        self._position = 0
-        self._sent_until = 0
+        self._position = self._sent_until = self._cursor
         self._moved_at = 0.0
         self._is_moving = False
         self._is_elsewhere = False
@@ -168,6 +165,11 @@ class Relay(Persistent):
         self._header: BatchHeader | None = None
 
     # ── for anybody ───────────────────────────────────────────────────────────────
+
+    @property
+    def lag(self) -> int:
+        """Entries of the book, as it is now, whose events are not all acknowledged yet."""
+        return self._book.engine.head.sequence - self._position
 
     @property
     def status(self) -> str:
@@ -217,8 +219,7 @@ class Relay(Persistent):
             self._is_elsewhere = False
             self._position = self._sent_until = self._cursor
         head = self._book.engine.head.sequence
-        self.lag = head - self._position
-        if self.lag > 0 and not self._is_to_wait:
+        if head > self._position and not self._is_to_wait:
             self._relay_page(producer, head)
         else:
             producer.look()
@@ -249,7 +250,6 @@ class Relay(Persistent):
         self._down = ""
         self.sent += count
         self._position = until
-        self.lag = head - until
 
     def _send_page(self, producer: Producer, after: int, head: int) -> tuple[int, int]:
         """Queue the events of the next entries; return up to which entry, and how many events."""
