@@ -27,8 +27,14 @@ ALIASES = {
     "KAFKA_BROKER": "kafka.broker",
     "PENNYWEIGHT_SETTLEMENTS_TOPIC": "kafka.settlements_topic",
     "DATABASE_URL": "store.url",
+    "AWS_ENDPOINT": "aws.endpoint",
+    "AWS_ENDPOINT_URL": "aws.endpoint",
+    "AWS_DEFAULT_REGION": "aws.region",
+    "AWS_REGION": "aws.region",
+    "MOS_ESPA_URL": "loans.mos_espa_url",
+    "BLACK_SPIRE_URL": "loans.black_spire_url",
 }
-"""Variables by the names that others gave them; ours win."""
+"""Variables by the names that others gave them; of two for one setting the later, and ours win."""
 
 FACES = ("ledger", "payments", "wallet", "withdrawals", "loans", "portfolios")
 
@@ -40,6 +46,14 @@ _HIDDEN = "***"
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _BROKER = re.compile(r"\s*(\[[0-9a-fA-F:.]+\]|[^\s:/,]+):[0-9]{1,5}\s*")
 _BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
+_LOANS_BOUNDS = {
+    "age_seconds": (0.1, 3_600.0),
+    "deviation_percent": (0.0, 100.0),
+    "jump_percent": (0.0, 100.0),
+    "venue_timeout_seconds": (0.05, 30.0),
+    "venue_margin_seconds": (0.05, 30.0),
+}
 _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/,@]+):[0-9]{1,5}")
 
 
@@ -146,6 +160,39 @@ class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     options: tuple[str, ...] = ()
 
 
+class Aws(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where SNS and SQS are: prices in, notices out. No `endpoint`: neither.
+
+    Credentials are found as AWS' own clients find them (AWS_ACCESS_KEY_ID, a profile, ...).
+    """
+
+    endpoint: str = ""
+    region: str = "us-east-1"
+
+
+class Loans(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How loans are watched and liquidated; their face is always there.
+
+    `is_watched`: prices are followed and liquidations carried out even without AWS. `dialect`
+    picks the names that bank and venues use. A quote counts for `age_seconds`; markets that
+    differ by more than `deviation_percent`, or a quote that differs by more than
+    `jump_percent` from the one before it, start nothing new. An order waits
+    `venue_timeout_seconds`, and is sent only while the book is ours for that and
+    `venue_margin_seconds` more. `is_push_open` lets whoever may write loans push prices over HTTP.
+    """
+
+    is_watched: bool = False
+    dialect: Literal["seed", "later"] = "seed"
+    mos_espa_url: str = "http://localhost:3003"
+    black_spire_url: str = "http://localhost:3002"
+    age_seconds: float = 10.0
+    deviation_percent: float = 5.0
+    jump_percent: float = 30.0
+    venue_timeout_seconds: float = 1.0
+    venue_margin_seconds: float = 0.5
+    is_push_open: bool = False
+
+
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How logs are written, on stderr."""
 
@@ -173,8 +220,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     payments: Payments = Payments()
     wallet: Wallet = Wallet()
     kafka: Kafka = Kafka()
+    aws: Aws = Aws()
+    loans: Loans = Loans()
     log: Log = Log()
     assets: tuple[AssetSetting, ...] = ()
+
+    @property
+    def is_watching_loans(self) -> bool:
+        """Whether prices are followed, loans liquidated and notices sent where the book is owned."""
+        return self.loans.is_watched or bool(self.aws.endpoint)
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -343,9 +397,34 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
     for option in kafka.options:
         if not option.partition("=")[2]:
             raise ConfigError(f"kafka.options has {option!r}, which is not name=value")
+    _check_loans(config)
     for face in config.auth.open_faces:
         if face not in FACES:
             raise ConfigError(f"auth.open_faces names {face!r}; faces are {', '.join(FACES)}")
+
+
+def _check_loans(config: Config) -> None:
+    """Check how loans are watched. Raises ConfigError."""
+    loans = config.loans
+    urls = {
+        "aws.endpoint": config.aws.endpoint,
+        "loans.mos_espa_url": loans.mos_espa_url,
+        "loans.black_spire_url": loans.black_spire_url,
+    }
+    for name, url in urls.items():
+        if (url or name != "aws.endpoint") and _HTTP_URL.fullmatch(url) is None:
+            raise ConfigError(f"{name} is {url!r}, not like http://HOST:PORT")
+    for name, (low, high) in _LOANS_BOUNDS.items():
+        value = getattr(loans, name)
+        if not low <= value <= high:
+            raise ConfigError(f"loans.{name} is {value:g}, not {low:g} to {high:g}")
+    seconds = loans.venue_timeout_seconds + loans.venue_margin_seconds
+    is_leased = config.is_watching_loans and config.store.url
+    if is_leased and seconds >= config.cluster.lease_seconds * 2 / 3:
+        raise ConfigError(
+            f"loans.venue_timeout_seconds and venue_margin_seconds make {seconds:g} s, which must "
+            f"be less than two thirds of cluster.lease_seconds ({config.cluster.lease_seconds:g})"
+        )
 
 
 def _check_store(config: Config, origin: str) -> None:
