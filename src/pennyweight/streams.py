@@ -11,7 +11,7 @@ from pennyweight.config import ConfigError, Kafka
 from pennyweight.delivery.settlements import settlement_of
 from pennyweight.ledger.letters import SET_ASIDE
 from pennyweight.links import kafka
-from pennyweight.links.kafka import ExtraMissing
+from pennyweight.links.errors import ExtraMissing
 from pennyweight.products import withdrawals
 from pennyweight.products.withdrawals import settle, shared
 from pennyweight.runtime.driver import ThreadedBook
@@ -80,15 +80,13 @@ class Streams:
         )
         self.relay = Relay(
             book,
-            settings.broker,
+            kafka.Outlet(settings.broker, settings.events_topic, options=options),
             {
                 **dict.fromkeys(_EVENTS, events),
                 SET_ASIDE: as_dead_letter(lambda topic: DEAD_LETTERS.format(topic=topic)),
             },
             name=f"relay:{settings.events_topic}",
             products=(withdrawals.PRODUCT,),
-            topic=settings.events_topic,
-            options=options,
         )
 
     def start(self) -> None:

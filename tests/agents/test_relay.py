@@ -20,6 +20,7 @@ from pennyweight.engine.receipts import Receipt
 from pennyweight.ledger.commands import Command
 from pennyweight.ledger.entries import CursorMove, decode_entry
 from pennyweight.ledger.letters import Message
+from pennyweight.links.kafka import Outlet
 from pennyweight.products.general import OpenAccount
 from pennyweight.products.withdrawals.settle import SetAside
 from pennyweight.runtime.clock import ClockGuard
@@ -91,11 +92,10 @@ class Rig:
     def relay(self, routes: dict[str, Route] | None = None, **settings: Any) -> Relay:
         relay = Relay(
             self.book,
-            self.broker.address,
+            Outlet(self.broker.address, EVENTS, options=settings.pop("options", None)),
             routes or {"heard": as_json(EVENTS, "user_id")},
             name=CURSOR,
             products=settings.pop("products", ["withdrawals"]),
-            topic=EVENTS,
             **settings,
         )
         relay.start()

@@ -20,6 +20,7 @@ from pennyweight.engine.engine import Submission
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.entries import decode_entry
+from pennyweight.links.kafka import Outlet
 from pennyweight.products.general import OpenAccount, Transfer
 from pennyweight.products.withdrawals.settle import SetAside
 from pennyweight.runtime.clock import ClockGuard
@@ -81,11 +82,10 @@ class Desk:
         ]
         self.relay = Relay(
             self.book,
-            broker.address,
+            Outlet(broker.address, f"{name}-events"),
             {"received": as_json(f"{name}-events", "user_id")},
             name=f"relay:{name}",
             products=["withdrawals"],
-            topic=f"{name}-events",
         )
         for agent in (*self.intakes, self.relay):
             agent.start()

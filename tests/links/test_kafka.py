@@ -12,7 +12,8 @@ from confluent_kafka import KafkaException
 
 from brokers import MockBroker, RealBroker, group_offsets, send
 from pennyweight.links import kafka
-from pennyweight.links.kafka import Consumer, ExtraMissing, LinkError, Producer, Received
+from pennyweight.links.errors import ExtraMissing, LinkError
+from pennyweight.links.kafka import Consumer, Producer, Received
 
 Broker = MockBroker | RealBroker
 _numbers = itertools.count()

@@ -24,7 +24,8 @@ from pennyweight.ledger.commands import Command
 from pennyweight.ledger.entries import CursorMove
 from pennyweight.ledger.refusals import Reason, Refused
 from pennyweight.links import kafka
-from pennyweight.links.kafka import Consumer, ExtraMissing, Headers, LinkError, Received
+from pennyweight.links.errors import ExtraMissing, LinkError
+from pennyweight.links.kafka import Consumer, Headers, Received
 from pennyweight.runtime.driver import ThreadedBook, Unavailable
 
 WINDOW = 2_000

@@ -1,7 +1,7 @@
-"""Sends what the journal says happened to Kafka: every event at least once, in order by key.
+"""Sends what the journal says happened outside: every event at least once, in order by key.
 
 The journal is the outbox. A cursor in the book says up to which entry all events were
-acknowledged by every replica; after a crash the relay begins again there, so a reader may
+acknowledged outside; after a crash the relay begins again there, so a reader may
 see an event twice, under the same id. The cursor moves by a command of its own, twice a
 second at most and only after events, so that the journal does not fill with it. Nothing new is
 sent while the book may have another owner, whose relay sends: so what was sent long ago does
@@ -17,7 +17,7 @@ import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -27,8 +27,7 @@ from pennyweight.engine.engine import Lane, MoveCursor, QueueFull, Submission
 from pennyweight.engine.port import BatchHeader, StoreError
 from pennyweight.engine.receipts import Outcome, Refusal
 from pennyweight.ledger.entries import CorruptEntry, decode_events
-from pennyweight.links import kafka
-from pennyweight.links.kafka import ExtraMissing, Headers, LinkError, Producer
+from pennyweight.links.errors import ExtraMissing, LinkError
 from pennyweight.runtime.driver import ThreadedBook, Unavailable
 
 PAGE = 16
@@ -53,6 +52,42 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encoder = msgspec.json.Encoder()
 
 log = structlog.get_logger(__name__)
+
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class Sender(Protocol):
+    """What sends messages in order by key. `failed` counts those given up, `status` says why."""
+
+    failed: int
+
+    @property
+    def status(self) -> str: ...
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        """Queue a message. Raises LinkError."""
+
+    def flush(self, timeout_seconds: float) -> int:
+        """Wait at most so long for what is queued, and return how many are not through yet."""
+
+    def look(self) -> None:
+        """Notice while nothing is sent whether the other side is there."""
+
+    def close(self) -> None:
+        """Give up what is still queued."""
+
+
+class Outlet(Protocol):
+    """Where a relay sends. `name` is for people."""
+
+    name: str
+
+    def open(self) -> Sender:
+        """Return what sends. Raises ExtraMissing, LinkError."""
+
+    def last_ids(self) -> Sequence[str]:
+        """Return ids of the last events that are there, where that can be asked. Raises LinkError."""
 
 
 class Happening(msgspec.Struct, frozen=True, gc=False):
@@ -130,33 +165,25 @@ class Relay(Persistent):
     def __init__(
         self,
         book: ThreadedBook,
-        brokers: str,
+        outlet: Outlet,
         routes: Mapping[str, Route],
         *,
         name: str,
         products: Sequence[str],
-        topic: str,
-        options: kafka.Options | None = None,
     ) -> None:
-        """`routes` by the event's name; others are passed over. `name` is the cursor's.
-
-        `topic` is one of those that are written, to ask the broker about. Raises ExtraMissing.
-        """
+        """`routes` by the event's name; others are passed over. `name` is the cursor's."""
         super().__init__("relay")
-        kafka.client()
         self.sent = 0
         self.moves = 0
         """How often the cursor was asked to move."""
         self.conflicts = 0
         """How often somebody else had moved the cursor."""
         self._book = book
-        self._brokers = brokers
+        self._outlet = outlet
         self._routes = dict(routes)
         self._cursor_name = name
         self._products = tuple(products)
-        self._topic = topic
-        self._options = options
-        self._producer: Producer | None = None
+        self._producer: Sender | None = None
         self._position = self._sent_until = self._cursor
         self._moved_at = 0.0
         self._is_moving = False
@@ -185,7 +212,7 @@ class Relay(Persistent):
         Raises LinkError, StoreError, BookBehind.
         """
         self._check_topic()
-        self._producer = producer = Producer(self._brokers, self._topic, options=self._options)
+        self._producer = producer = self._outlet.open()
         self._position = self._sent_until = self._cursor
         try:
             while not self._is_over.is_set():
@@ -199,7 +226,7 @@ class Relay(Persistent):
         if self._is_checked:
             return
         head = self._book.engine.head
-        for event_id in kafka.last_ids(self._brokers, self._topic, options=self._options):
+        for event_id in self._outlet.last_ids():
             incarnation, _, rest = event_id.partition(".")
             sequence = rest.partition(".")[0]
             if (
@@ -208,12 +235,12 @@ class Relay(Persistent):
                 and int(sequence) > self._book.engine.head.sequence
             ):
                 raise BookBehind(
-                    f"topic {self._topic} has event {event_id}, but the book ends at entry "
+                    f"{self._outlet.name} has event {event_id}, but the book ends at entry "
                     f"{head.sequence}: if it was restored, stop it and run `pennyweight recover`"
                 )
         self._is_checked = True
 
-    def _turn(self, producer: Producer) -> None:
+    def _turn(self, producer: Sender) -> None:
         """Relay a page, or wait a moment for one."""
         if self._is_elsewhere:
             self._is_elsewhere = False
@@ -234,7 +261,7 @@ class Relay(Persistent):
 
     # ── a page ────────────────────────────────────────────────────────────────────
 
-    def _relay_page(self, producer: Producer, head: int) -> None:
+    def _relay_page(self, producer: Sender, head: int) -> None:
         """Send the events of the next entries, and go on when all of them were acknowledged."""
         failed, count, until = producer.failed, 0, self._position
         while until < head and count < FLUSH_EVENTS and not self._is_to_wait:
@@ -251,7 +278,7 @@ class Relay(Persistent):
         self.sent += count
         self._position = until
 
-    def _send_page(self, producer: Producer, after: int, head: int) -> tuple[int, int]:
+    def _send_page(self, producer: Sender, after: int, head: int) -> tuple[int, int]:
         """Queue the events of the next entries; return up to which entry, and how many events."""
         count = 0
         bodies, until = self._read(after, head)
@@ -337,7 +364,7 @@ class Relay(Persistent):
             time.sleep(0.01)
 
 
-def _send(producer: Producer, outgoing: Outgoing, event_id: str) -> None:
+def _send(producer: Sender, outgoing: Outgoing, event_id: str) -> None:
     """Queue a message. One that no broker takes must not stop all that come after it."""
     value = outgoing.value
     headers = (*outgoing.headers, ("id", event_id.encode()))

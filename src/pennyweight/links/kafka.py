@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import structlog
 
+from pennyweight.links.errors import ExtraMissing, LinkError
+
 log = structlog.get_logger(__name__)
 
 BATCH = 500
@@ -47,14 +49,6 @@ Options = Mapping[str, str]
 """More settings of the client (`security.protocol`, `sasl.…`), which win over ours."""
 
 Headers = tuple[tuple[str, bytes | None], ...]
-
-
-class ExtraMissing(Exception):
-    """The client is not installed."""
-
-
-class LinkError(Exception):
-    """The broker did not do it, with the reason as a sentence; trying again later is right."""
 
 
 class Received(Protocol):
@@ -476,6 +470,26 @@ class Producer(_Link):
             return
         self.failed += 1
         self._is_stuck(f"topic {message.topic()}: {_sentence(error)}")
+
+
+class Outlet:
+    """A broker as a relay writes to it, asked about one of the topics that are written."""
+
+    def __init__(self, brokers: str, topic: str, *, options: Options | None = None) -> None:
+        """Nothing is connected yet. Raises ExtraMissing."""
+        client()
+        self.name = f"topic {topic}"
+        self._brokers = brokers
+        self._topic = topic
+        self._options = options
+
+    def open(self) -> Producer:
+        """Return what sends. Raises ExtraMissing."""
+        return Producer(self._brokers, self._topic, options=self._options)
+
+    def last_ids(self) -> list[str]:
+        """See `last_ids`."""
+        return last_ids(self._brokers, self._topic, options=self._options)
 
 
 def last_ids(brokers: str, topic: str, *, options: Options | None = None) -> list[str]:

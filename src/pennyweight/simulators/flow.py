@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from pennyweight.links.kafka import LinkError, Producer
+from pennyweight.links.errors import LinkError
+from pennyweight.links.kafka import Producer
 from pennyweight.simulators.pacing import Pacer
 from pennyweight.simulators.withdrawing import Held, settlement_of
 

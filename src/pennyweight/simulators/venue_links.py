@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pennyweight.links.kafka import Consumer, LinkError, Producer
+from pennyweight.links.errors import LinkError
+from pennyweight.links.kafka import Consumer, Producer
 from pennyweight.simulators.venue import Accepted, Message
 
 EVENT = "withdrawal_accepted"

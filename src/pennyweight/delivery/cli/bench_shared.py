@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pennyweight.delivery.cli.shared import UserError
-from pennyweight.links.kafka import ExtraMissing, LinkError
+from pennyweight.links.errors import ExtraMissing, LinkError
 from pennyweight.simulators.bench import run_many
 from pennyweight.simulators.crew import Report, WorkerFailed
 from pennyweight.simulators.deskbench import NotSettled

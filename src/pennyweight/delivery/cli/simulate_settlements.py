@@ -12,7 +12,7 @@ import msgspec
 from cyclopts import Parameter
 
 from pennyweight.delivery.cli.shared import Json, UserError, host_and_port, print_json
-from pennyweight.links.kafka import ExtraMissing, LinkError
+from pennyweight.links.errors import ExtraMissing, LinkError
 from pennyweight.simulators.venue import Odds, Venue
 from pennyweight.simulators.venue_links import Exchange, OverHttp, OverKafka
 
