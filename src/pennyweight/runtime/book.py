@@ -1,6 +1,9 @@
 """What the faces of a book need of it, whoever owns it: this process, or one at the end of a link."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
+
+import msgspec
 
 from pennyweight.engine.cache import CacheFigures
 from pennyweight.engine.engine import Engine, Submission
@@ -39,6 +42,9 @@ class Book(Protocol):
 
     def figures(self) -> CacheFigures:
         """Return what the cache of users does, at the owner. Raises Unavailable."""
+
+    def boards(self) -> Mapping[str, msgspec.Raw]:
+        """Return what agents of the owner showed last, by name; empty at the owner itself."""
 
     def describe(self) -> dict[str, Any]:
         """Return who owns the book, where that can be somebody else; for `/readyz`."""

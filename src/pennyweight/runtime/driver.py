@@ -14,9 +14,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import structlog
 
 from pennyweight.engine.cache import CacheFigures
@@ -163,6 +164,10 @@ class ThreadedBook:
     def figures(self) -> CacheFigures:
         """Return what the cache of users does."""
         return self.engine.cache.figures()
+
+    def boards(self) -> Mapping[str, msgspec.Raw]:
+        """Whoever asks here has the owner's agents at hand."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """Nobody else can own it, or whoever cares asks the member."""

@@ -1,7 +1,10 @@
 """A book that another process owns: commands go to the owner, committed rows come from the store."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from pennyweight.engine.cache import CacheFigures
 from pennyweight.engine.engine import Submission
@@ -42,6 +45,10 @@ class Follower:
         if figures is None:
             raise Unavailable("no_owner", self.front.down or "the owner has not told yet")
         return figures
+
+    def boards(self) -> Mapping[str, msgspec.Raw]:
+        """See `Book`."""
+        return self.front.boards
 
     def describe(self) -> dict[str, Any]:
         """See `Book`."""

@@ -190,10 +190,14 @@ class Assets(msgspec.Struct, frozen=True, array_like=True, tag="assets"):
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
-    """How far the book is, and what its cache does; also the owner's sign of life."""
+    """How far the book is, and what its cache does; also the owner's sign of life.
+
+    `boards` are what agents of the owner show, small JSON by name: the latest quotes, say.
+    """
 
     sequence: int
     figures: CacheFigures
+    boards: dict[str, msgspec.Raw] = {}
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):

@@ -117,6 +117,8 @@ class Front:
         self.standing = Standing(_KnownAssets(load_asset, self._know, {}), {}, {})
         """What faces need to know: assets, and no counters or cursors."""
         self.figures: CacheFigures | None = None
+        self.boards: Mapping[str, msgspec.Raw] = {}
+        """What agents of the owner showed last, by name."""
         self.sequence = 0
         """How far the book is, as far as we have heard."""
         self.incarnation = ""
@@ -342,6 +344,7 @@ class Front:
             self._know(message.assets)
         else:
             self.figures = message.figures
+            self.boards = message.boards
             self.sequence = max(self.sequence, message.sequence)
 
     def answered(self, link: "_Link", message: AnswersRead) -> None:

@@ -1,7 +1,10 @@
 """A book of this process alone whose faces are served by other processes of this machine."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from pennyweight.engine.cache import CacheFigures
 from pennyweight.engine.engine import Engine, Submission
@@ -54,6 +57,10 @@ class Hosted:
     def figures(self) -> CacheFigures:
         """See `Book`."""
         return self.book.figures()
+
+    def boards(self) -> Mapping[str, msgspec.Raw]:
+        """Whoever asks here has the owner's agents at hand."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """See `Book`."""

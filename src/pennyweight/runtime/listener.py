@@ -77,14 +77,19 @@ class Listener:
         secret: bytes,
         commands: Mapping[str, type[Command]],
         figures: Callable[[], CacheFigures],
+        boards: Callable[[], dict[str, msgspec.Raw]] = dict,
     ) -> None:
-        """`secret` is shared with the fronts; `commands` are by their names on the wire."""
+        """`secret` is shared with the fronts; `commands` are by their names on the wire.
+
+        `figures` and `boards` are told to fronts with every sign of life, see `Status`.
+        """
         if not secret:
             raise ValueError("the secret between fronts and owner is empty")
         self.secret = secret
         self.readers = {name: msgspec.json.Decoder(kind) for name, kind in commands.items()}
         self._book = book
         self._figures = figures
+        self._boards = boards
         self._peers: set[_Peer] = set()
         """Those who are talked with; their connections outlive them by what is to be sent yet."""
         self._connected: set[_Peer] = set()
@@ -166,7 +171,8 @@ class Listener:
     def status(self) -> Status:
         """Return how far the book is, and what its cache does."""
         book = self._book
-        return Status(0 if book is None else book.engine.head.sequence, self._figures())
+        sequence = 0 if book is None else book.engine.head.sequence
+        return Status(sequence, self._figures(), self._boards())
 
     def left(self, peer: "_Peer") -> None:
         """Talk with this one no more."""

@@ -15,9 +15,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from pennyweight.engine.cache import CacheFigures
@@ -189,6 +190,10 @@ class Member:
         if figures is None:
             raise Unavailable("no_owner", self.front.down or "the owner has not told yet")
         return figures
+
+    def boards(self) -> Mapping[str, msgspec.Raw]:
+        """See `Book`."""
+        return {} if self._owned is not None else self.front.boards
 
     def describe(self) -> dict[str, Any]:
         """See `Book`."""
