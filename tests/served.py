@@ -13,7 +13,7 @@ import msgspec
 
 from pennyweight.agents.expiry import HoldExpiry
 from pennyweight.assemble import EXPIRIES
-from pennyweight.delivery.http import ledger, payments, proof, wallet, withdrawals
+from pennyweight.delivery.http import ledger, loans, payments, proof, wallet, withdrawals
 from pennyweight.delivery.http.guard import Guard
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.routes import CommandRoute, Route
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
 def all_routes() -> list[Route]:
     return [
-        *ledger.routes(["ledger", "payments", "wallet", "withdrawals"]),
+        *ledger.routes(["ledger", "payments", "wallet", "withdrawals", "loans"]),
         *proof.routes(
             lambda store, progress: verify(
                 store, answers=answers_of(known_commands()), progress=progress
@@ -54,6 +54,7 @@ def all_routes() -> list[Route]:
         *payments.routes("seed"),
         *wallet.routes(WalletSettings()),
         *withdrawals.routes(clock=lambda: START),
+        *loans.routes("seed", None),
     ]
 
 

@@ -24,7 +24,7 @@ FILE_NAME = "keys.json"
 STAGE_NAME = "api_keys"
 EVERYTHING = "*"
 
-_SCOPE = re.compile(r"\*|[a-z]+:(?:read|write)")
+_SCOPE = re.compile(r"\*|[a-z]+(?:-[a-z]+)*:(?:read|write)")
 
 
 class ApiKey(msgspec.Struct, frozen=True, omit_defaults=True):
