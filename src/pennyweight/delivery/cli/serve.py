@@ -48,6 +48,15 @@ def serve(
         str | None,
         Parameter(help="HOST:PORT of a broker: settlements in, events out.", negative=()),
     ] = None,
+    loans: Annotated[
+        bool | None,
+        Parameter(
+            help="Follow prices and liquidate loans; set by AWS_ENDPOINT_URL too.", negative=()
+        ),
+    ] = None,
+    loans_dialect: Annotated[
+        str | None, Parameter(help="Names that bank and venues use: seed or later.", negative=())
+    ] = None,
     payments_profile: Annotated[
         str | None, Parameter(help="Dialect of the payments face: seed or head.", negative=())
     ] = None,
@@ -63,7 +72,8 @@ def serve(
 
     Prints `ready http://HOST:PORT` when it is. Without API keys it listens on this machine
     only. On SIGTERM or Ctrl-C it answers what waits, and ends with exit code 0. The broker may
-    come from KAFKA_BROKER too; without one, settlements come over HTTP alone.
+    come from KAFKA_BROKER too; without one, settlements come over HTTP alone. Prices and notices
+    of loans go over the SNS and SQS at AWS_ENDPOINT_URL, orders to MOS_ESPA_URL and BLACK_SPIRE_URL.
 
     A book in a database may be served by several instances at once: one owns it, the others
     hand their commands to it, and one of them takes over when it is gone.
@@ -85,6 +95,8 @@ def serve(
         auth__open_faces=open_faces,
         cache__users_max=users_in_memory,
         kafka__broker=kafka,
+        loans__is_watched=loans,
+        loans__dialect=loans_dialect,
         payments__profile=payments_profile,
         wallet__dialect=wallet_dialect,
         wallet__public_key=None if wallet_public_key is None else str(wallet_public_key),

@@ -14,6 +14,16 @@ USERS_MAX = 10_000_000
 
 app = App(name="simulate", help="Generate users and traffic.", result_action="return_value")
 app.command(settlements)
+app.command(
+    "pennyweight.delivery.cli.simulate_venues:venues",
+    name="venues",
+    help="Be both trading posts: publish prices, take orders, fail.",
+)
+app.command(
+    "pennyweight.delivery.cli.simulate_clients:clients",
+    name="clients",
+    help="Be a bank's clients: apply for loans, post collateral.",
+)
 
 
 @app.command
