@@ -161,7 +161,7 @@ class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Aws(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where SNS and SQS are: prices in, notices out. No `endpoint`: neither.
+    """Where SNS and SQS are: prices in, notices out. No `endpoint`: neither; "aws": Amazon's own.
 
     Credentials are found as AWS' own clients find them (AWS_ACCESS_KEY_ID, a profile, ...).
     """
@@ -412,7 +412,8 @@ def _check_loans(config: Config) -> None:
         "loans.black_spire_url": loans.black_spire_url,
     }
     for name, url in urls.items():
-        if (url or name != "aws.endpoint") and _HTTP_URL.fullmatch(url) is None:
+        is_left_out = name == "aws.endpoint" and url in {"", "aws"}
+        if not is_left_out and _HTTP_URL.fullmatch(url) is None:
             raise ConfigError(f"{name} is {url!r}, not like http://HOST:PORT")
     for name, (low, high) in _LOANS_BOUNDS.items():
         value = getattr(loans, name)

@@ -14,6 +14,7 @@ import structlog
 from pennyweight.assemble import PRODUCTS
 from pennyweight.config import Config, ConfigError, Log
 from pennyweight.delivery.http import ledger as ledger_face
+from pennyweight.delivery.http import loans as loans_face
 from pennyweight.delivery.http import payments as payments_face
 from pennyweight.delivery.http import proof, server
 from pennyweight.delivery.http import wallet as wallet_face
@@ -23,6 +24,7 @@ from pennyweight.delivery.http.routes import Route
 from pennyweight.delivery.keys import KeySource, StoreKeys
 from pennyweight.delivery.wallet import WalletSettings
 from pennyweight.ledger.refusals import Refused
+from pennyweight.lending import Window
 from pennyweight.proving import prove
 from pennyweight.sharing import Opened, open_alone, open_shared
 from pennyweight.stores.places import Place, read_place
@@ -67,7 +69,7 @@ def serve_faces(
     """
     source = place if isinstance(place, Path) else StoreKeys(opened.book.store)
     guard = guard_of(source, config)
-    faces = routes_of(place, config)
+    faces = routes_of(place, config, opened.window)
     settings = server.ServerConfig(
         host=config.server.host,
         port=config.server.port,
@@ -109,8 +111,8 @@ def _where(source: Path | KeySource) -> str:
     return f"--data {source}" if isinstance(source, Path) else "--store URL"
 
 
-def routes_of(place: Place, config: Config) -> list[Route]:
-    """Return the routes of every face. Raises ConfigError."""
+def routes_of(place: Place, config: Config, window: Window | None) -> list[Route]:
+    """Return the routes of every face; `window` shows prices. Raises ConfigError."""
     try:
         return [
             *ledger_face.routes([product.PRODUCT for product in PRODUCTS]),
@@ -118,6 +120,9 @@ def routes_of(place: Place, config: Config) -> list[Route]:
             *payments_face.routes(config.payments.profile),
             *wallet_face.routes(wallet_settings(config)),
             *withdrawals_face.routes(),
+            *loans_face.routes(
+                config.loans.dialect, window, is_push_open=config.loans.is_push_open
+            ),
         ]
     except (Refused, wallet_face.SignatureUnavailable) as error:
         raise ConfigError(f"wallet: {error}") from None

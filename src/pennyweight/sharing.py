@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -23,12 +24,15 @@ from pennyweight.delivery.http.guard import is_loopback
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.watch import Watch
 from pennyweight.engine.cache import CacheFigures
-from pennyweight.engine.engine import OWN_COMMANDS, USERS_MIN, Engine
+from pennyweight.engine.engine import OWN_COMMANDS, USERS_MIN, Answer, Engine
 from pennyweight.engine.overlay import ASSET
 from pennyweight.engine.port import Store
 from pennyweight.engine.rebuild import known_commands
 from pennyweight.ledger.assets import Asset
 from pennyweight.ledger.commands import Command
+from pennyweight.lending import USERS_RESERVED as NOTICES_RESERVED
+from pennyweight.lending import Ends as LendingEnds
+from pennyweight.lending import Window
 from pennyweight.runtime.book import Book
 from pennyweight.runtime.clock import ClockGuard
 from pennyweight.runtime.driver import Tenure, ThreadedBook
@@ -60,6 +64,8 @@ class Opened(msgspec.Struct, frozen=True):
     neighbours: Callable[[], dict[str, str]] = dict
     secret: bytes = b""
     """What its fronts must know."""
+    window: Window | None = None
+    """What the face of loans sees of prices."""
 
 
 @contextmanager
@@ -71,8 +77,7 @@ def open_alone(
     Raises ConfigError, ClockRefused and what `open_store` raises.
     """
     reserved = users_reserved(config)
-    store = open_store(place)
-    try:
+    with contextlib.closing(open_store(place)) as store, _Beside(config) as beside:
         clock = ClockGuard()
         engine = engine_on(
             store,
@@ -81,20 +86,25 @@ def open_alone(
             is_clock_accepted=is_clock_accepted,
             users_reserved=reserved,
         )
-        metrics, watch = _metrics()
-        ends = Ends(config.kafka)
-        metrics.add(ends.metrics)
-        book = ThreadedBook(engine, store, clock, observe=metrics.observe_batch, hear=watch)
-        agents: list[Agent] = [HoldExpiry(book, commands=EXPIRIES), *ends.of(book)]
+        book = ThreadedBook(
+            engine, store, clock, observe=beside.metrics.observe_batch, hear=beside.hear
+        )
+        opened = partial(
+            Opened, metrics=beside.metrics, agents=beside.agents(book), neighbours=beside.down
+        )
         if not listen:
-            yield Opened(book, metrics, agents, ends.down)
+            yield opened(book, window=window_of(book, beside.lending, config))
             return
         secret = secrets.token_bytes(32)
-        listener = Listener(None, secret=secret, commands=commands(), figures=book.figures)
-        metrics.add(partial(_fronts, listener))
-        yield Opened(Hosted(book, listener, listen), metrics, agents, ends.down, secret)
-    finally:
-        store.close()
+        listener = Listener(
+            None,
+            secret=secret,
+            commands=commands(),
+            figures=book.figures,
+            boards=beside.lending.boards,
+        )
+        beside.metrics.add(partial(_fronts, listener))
+        yield opened(Hosted(book, listener, listen), secret=secret)
 
 
 @contextmanager
@@ -106,11 +116,8 @@ def open_shared(
     check_cluster(config)
     reserved = users_reserved(config)
     store = open_store(place, config.store.book)
-    with contextlib.closing(store):
+    with contextlib.closing(store), _Beside(config) as beside:
         clock = ClockGuard()
-        metrics, watch = _metrics()
-        ends = Ends(config.kafka)
-        metrics.add(ends.metrics)
         secret = secret_of(store, config)
         check_secret(store, config, secret)
 
@@ -128,8 +135,8 @@ def open_shared(
                 engine,
                 store,
                 clock,
-                observe=metrics.observe_batch,
-                hear=watch,
+                observe=beside.metrics.observe_batch,
+                hear=beside.hear,
                 tenure=tenure,
                 lost=lost,
                 hold_seconds=settings.hold_seconds,
@@ -138,7 +145,13 @@ def open_shared(
         def figures() -> CacheFigures:
             return member.figures()
 
-        listener = Listener(None, secret=secret, commands=commands(), figures=figures)
+        listener = Listener(
+            None,
+            secret=secret,
+            commands=commands(),
+            figures=figures,
+            boards=beside.lending.boards,
+        )
         member = Member(
             store,
             front_of(store, config, secret, partial(address_of, store)),
@@ -149,12 +162,13 @@ def open_shared(
             lease_seconds=settings.lease_seconds,
             open_engine=open_engine,
             open_book=open_book,
-            agents=lambda book: [HoldExpiry(book, commands=EXPIRIES), *ends.of(book)],
+            agents=beside.agents,
             clock=clock,
             is_clock_accepted=is_clock_accepted,
         )
-        metrics.add(partial(_membership, member, listener))
-        yield Opened(member, metrics, (), ends.down, secret)
+        beside.metrics.add(partial(_membership, member, listener))
+        window = window_of(member, beside.lending, config)
+        yield Opened(member, beside.metrics, (), beside.down, secret, window)
 
 
 @contextmanager
@@ -168,7 +182,8 @@ def open_front(
     with contextlib.closing(open_reader(place, config.store.book)) as store:
         find = (lambda: address) if address else partial(address_of, store)
         secret = secret or secret_of(store, config)
-        yield Opened(Follower(store, front_of(store, config, secret, find)), Metrics(), (), dict)
+        book = Follower(store, front_of(store, config, secret, find))
+        yield Opened(book, Metrics(), window=window_of(book, None, config))
 
 
 # ── the parts ─────────────────────────────────────────────────────────────────────
@@ -236,12 +251,14 @@ def check_secret(store: Store, config: Config, secret: bytes) -> None:
 
 
 def users_reserved(config: Config) -> int:
-    """Return how many users the relay may have in memory. Raises ConfigError if none are left."""
+    """Return how many users the relays may have in memory. Raises ConfigError if none are left."""
     reserved = USERS_RESERVED if config.kafka.broker else 0
+    if config.aws.endpoint:
+        reserved += NOTICES_RESERVED
     if config.cache.users_max - reserved < USERS_MIN:
         raise ConfigError(
             f"cache.users_max is {config.cache.users_max}, below {USERS_MIN + reserved}: with "
-            f"Kafka {reserved} of them are the relay's, and the engine needs {USERS_MIN}"
+            f"Kafka or AWS {reserved} of them are the relays', and the engine needs {USERS_MIN}"
         )
     return reserved
 
@@ -275,10 +292,47 @@ def _check_free(address: str) -> None:
         raise ConfigError(f"cluster.listen: cannot listen on {address}: {error.strerror}") from None
 
 
-def _metrics() -> tuple[Metrics, Watch]:
-    metrics, watch = Metrics(), Watch()
-    metrics.add(watch.metrics)
-    return metrics, watch
+def window_of(book: Book, lending: LendingEnds | None, config: Config) -> Window:
+    """Return what the face of loans sees of prices."""
+    return Window(book.boards, lending, age_seconds=config.loans.age_seconds)
+
+
+class _Beside:
+    """What is beside the book of whichever ownership this process has: counters, and its ends outside."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigError where a client that is needed is not installed."""
+        self.metrics = Metrics()
+        self.lending = LendingEnds(config)
+        self._watch = Watch()
+        self._streams = Ends(config.kafka)
+        for part in (self._watch, self._streams, self.lending):
+            self.metrics.add(part.metrics)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hang up what the ends had open."""
+        self.lending.close()
+
+    def agents(self, book: ThreadedBook) -> list[Agent]:
+        """Return what acts on the outside world while the book is owned."""
+        return [
+            HoldExpiry(book, commands=EXPIRIES),
+            *self._streams.of(book),
+            *self.lending.of(book),
+        ]
+
+    def hear(self, answers: Sequence[Answer]) -> None:
+        """Hear all answers of a batch; called by the engine's thread."""
+        self._watch(answers)
+        self.lending.hear(answers)
+
+    def down(self) -> dict[str, str]:
+        """Return what does not work, for `/readyz`."""
+        return {**self._streams.down(), **self.lending.down()}
 
 
 def _fronts(listener: Listener) -> Iterator[Metric]:

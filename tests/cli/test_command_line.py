@@ -180,7 +180,7 @@ def test_serve_elsewhere_needs_keys(book: Path, cli: Cli) -> None:
         (("--users-in-memory", "129"), "cache.users_max is 129, below 130"),
         (
             ("--kafka", "127.0.0.1:1", "--users-in-memory", "145"),
-            "cache.users_max is 145, below 146: with Kafka 16 of them are the relay's",
+            "cache.users_max is 145, below 146: with Kafka or AWS 16 of them are the relays'",
         ),
     ],
 )

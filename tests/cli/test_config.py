@@ -118,6 +118,19 @@ def test_a_variable_is_read_as_its_setting(variable: str, text: str, name: str, 
         ({"PENNYWEIGHT_STORE_BOOK": "Main"}, "store.book is 'Main'; a book is named like main"),
         ({"DATABASE_URL": "mysql://h/x"}, "store.url (DATABASE_URL): mysql://h/x: known are"),
         ({"PENNYWEIGHT_STORE_URL": "book"}, "store.url (PENNYWEIGHT_STORE_URL): this is no URL"),
+        ({"AWS_ENDPOINT_URL": "localhost:4566"}, "aws.endpoint is 'localhost:4566', not like http"),
+        ({"MOS_ESPA_URL": ""} | {"PENNYWEIGHT_LOANS_MOS_ESPA_URL": ""}, "loans.mos_espa_url is ''"),
+        ({"BLACK_SPIRE_URL": "http://h/?x"}, "loans.black_spire_url is 'http://h/?x', not like"),
+        ({"PENNYWEIGHT_LOANS_AGE_SECONDS": "0"}, "loans.age_seconds is 0, not 0.1 to 3600"),
+        ({"PENNYWEIGHT_LOANS_DIALECT": "old"}, "loans.dialect (PENNYWEIGHT_LOANS_DIALECT)"),
+        (
+            {
+                "DATABASE_URL": "postgresql://h/x",
+                "AWS_ENDPOINT_URL": "aws",
+                "PENNYWEIGHT_CLUSTER_LEASE_SECONDS": "2",
+            },
+            "make 1.5 s, which must be less than two thirds of cluster.lease_seconds (2)",
+        ),
     ],
 )
 def test_a_wrong_variable_is_named(environment: dict[str, str], problem: str) -> None:
@@ -140,6 +153,22 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, problem: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(problem)):
         load(file, environment={})
+
+
+def test_loans_come_from_the_seeds_variables_too() -> None:
+    environment = {
+        "AWS_ENDPOINT": "http://old:4566",
+        "AWS_ENDPOINT_URL": "http://localstack:4566",
+        "AWS_REGION": "eu-west-1",
+        "MOS_ESPA_URL": "http://mos-espa-trading-service:3000",
+        "BLACK_SPIRE_URL": "http://black-spire-outpost-trading-service:3000",
+    }
+    config = load(environment=environment).config
+    assert (config.aws.endpoint, config.aws.region) == ("http://localstack:4566", "eu-west-1")
+    assert config.loans.mos_espa_url == "http://mos-espa-trading-service:3000"
+    assert config.loans.black_spire_url == "http://black-spire-outpost-trading-service:3000"
+    assert config.is_watching_loans
+    assert not load(environment={"AWS_REGION": "eu-west-1"}).config.is_watching_loans
 
 
 def test_kafka_comes_from_its_usual_variables_too() -> None:

@@ -36,6 +36,17 @@ from pennyweight.products.general import (
     Transfers,
     VoidHold,
 )
+from pennyweight.products.loans import apply, life, liquidate
+from pennyweight.products.loans import shared as loans_shared
+from pennyweight.products.loans.apply import ApplyForLoan, TopUpCollateral
+from pennyweight.products.loans.life import ActivateLoan, RearmWarning, SetLiquidations, WarnLoan
+from pennyweight.products.loans.liquidate import (
+    BeginLiquidation,
+    FailSlice,
+    FillSlice,
+    PlaceSlices,
+)
+from pennyweight.products.loans.shared import LEVELS, ONE, Level, Quote
 from pennyweight.products.withdrawals import controls, settle, shared, withdraw
 from pennyweight.products.withdrawals.controls import SetLimits, SetMode
 from pennyweight.products.withdrawals.settle import (
@@ -321,6 +332,124 @@ CLOSE_LETTER = (
         defect("owned_by_product", letter="probe-3"),
     ],
 )
+# The loans of the book: see `_loans`. At 30 all that are active are due, at 60 none is.
+
+
+def quoted(sell):
+    return (Quote("mos_espa", "q", 1, 2, tuple(Level(n, sell * ONE) for n in LEVELS)),)
+
+
+AT_30, AT_60, UNSOUND = quoted(30), quoted(60), (*quoted(30), *quoted(30))
+LOAN_IDS = [
+    defect("user_id_invalid", borrower=""),
+    defect("user_id_invalid", borrower="%" * 200),
+    defect("loan_id_invalid", loan="a/b"),
+    defect("loan_id_invalid", loan=":" * 200),
+]
+LOAN_AMOUNTS = [
+    Defect("amount_invalid", {"amount": "ten"}),
+    Defect("amount_not_positive", {"amount": "0"}),
+    Defect("amount_too_large", {"amount": "1e30"}),
+    Defect("amount_too_fine", {"amount": "1e-25"}),
+]
+APPLY_FOR_LOAN = (
+    ApplyForLoan("new", "1", "1000", "40"),
+    [
+        *KEYS,
+        *LOAN_IDS,
+        *LOAN_AMOUNTS,
+        defect("loan_exists", loan="active"),
+        defect("account_closed", borrower="closed"),
+        defect("too_many_accounts", borrower="many"),
+        defect("too_many_holds", borrower="busy"),
+        defect("balance_too_large", collateral="99999999999999"),
+    ],
+)
+TOP_UP_COLLATERAL = (
+    TopUpCollateral("active", "1", "5"),
+    [
+        *KEYS,
+        *LOAN_IDS,
+        *LOAN_AMOUNTS,
+        defect("loan_not_found", loan="nobody's"),
+        defect("account_closed", borrower="closed"),
+        defect("borrower_mismatch", borrower="2"),
+        defect("loan_liquidating", loan="liquidating"),
+        defect("loan_liquidated", loan="liquidated"),
+        defect("too_many_accounts", loan="of-many", borrower="many"),
+        defect("too_many_holds", loan="of-busy", borrower="busy"),
+        defect("balance_too_large", amount="99999999999999"),
+    ],
+)
+BY_PRICE = [
+    *KEYS,
+    LOAN_IDS[0],
+    defect("quotes_invalid", quotes=()),
+    defect("quotes_invalid", quotes=UNSOUND),
+    defect("loan_not_found", loan="nobody's"),
+    defect("loan_changed", of_version=9),
+    defect("quotes_stale", fresh_until=5),
+]
+ACTIVATE_LOAN = (
+    ActivateLoan("covered", "1", 1, AT_60, FAR),
+    [
+        *BY_PRICE,
+        defect("account_closed", loan="of-closed"),
+        defect("loan_not_due", quotes=AT_30),
+        defect("loan_not_due", loan="liquidating", of_version=4),
+    ],
+)
+WARN_LOAN = (
+    WarnLoan("active", "1", 2, AT_30, FAR),
+    [
+        *BY_PRICE,
+        defect("loan_not_due", quotes=AT_60),
+        defect("loan_not_due", loan="covered", of_version=1),
+    ],
+)
+REARM_WARNING = (
+    RearmWarning("warned", "1", 3, AT_60, FAR),
+    [*BY_PRICE, defect("loan_not_due", quotes=AT_30)],
+)
+BEGIN_LIQUIDATION = (
+    BeginLiquidation("active", "1", 2, AT_30, FAR, "first"),
+    [*BY_PRICE, defect("loan_not_due", quotes=AT_60)],
+)
+PLACE_SLICES = (
+    PlaceSlices("liquidating", "1", 4, AT_30, "first"),
+    [
+        *KEYS,
+        LOAN_IDS[0],
+        defect("quotes_invalid", quotes=()),
+        defect("loan_not_found", loan="nobody's"),
+        defect("loan_changed", of_version=9),
+        defect("loan_not_due", loan="active", of_version=2),
+        defect("loan_not_due", loan="waiting", of_version=3),
+    ],
+)
+FILL_SLICE = (
+    FillSlice("waiting", 1, "order", "1", "30", "1", 0),
+    [
+        *KEYS,
+        LOAN_IDS[0],
+        *QUANTITIES[:3],
+        defect("amount_too_fine", quantity="1e-25"),
+        defect("loan_not_found", loan="nobody's"),
+        defect("slice_not_found", number=9),
+        defect("slice_ended", loan="liquidating"),
+        defect("balance_too_large", total="99999999999999"),
+    ],
+)
+FAIL_SLICE = (
+    FailSlice("waiting", 1, "no luck", "1", 0),
+    [
+        *KEYS,
+        defect("loan_not_found", loan="nobody's"),
+        defect("slice_not_found", number=9),
+        defect("slice_ended", loan="liquidating"),
+    ],
+)
+SET_LIQUIDATIONS = (SetLiquidations("no_new"), KEYS)
 WALKS = {
     "transfer": TRANSFER,
     "open_account": OPEN_ACCOUNT,
@@ -338,9 +467,19 @@ WALKS = {
     "set_limits": SET_LIMITS,
     "replay_settlement": REPLAY_SETTLEMENT,
     "close_letter": CLOSE_LETTER,
+    "apply_for_loan": APPLY_FOR_LOAN,
+    "top_up_collateral": TOP_UP_COLLATERAL,
+    "activate_loan": ACTIVATE_LOAN,
+    "warn_loan": WARN_LOAN,
+    "rearm_warning": REARM_WARNING,
+    "begin_liquidation": BEGIN_LIQUIDATION,
+    "place_slices": PLACE_SLICES,
+    "fill_slice": FILL_SLICE,
+    "fail_slice": FAIL_SLICE,
+    "set_liquidations": SET_LIQUIDATIONS,
 }
 WALKED_ALONE = {"too_many_transfers", "entry_not_found", "entry_not_reversible", "cursor_conflict"}
-WALKED_ALONE |= {"entry_already_reversed"}
+WALKED_ALONE |= {"entry_already_reversed", "liquidations_paused"}
 
 
 def run(stage, command, **options):
@@ -394,6 +533,7 @@ def stage():
     )
     assert done(stage, taking).answer == 7
     _withdrawals(stage)
+    _loans(stage)
     fill = [OpenAccount(f"user:many:{n}:USD") for n in range(ACCOUNTS_PER_HOLDER_MAX)]
     fill += [PlaceHold("user:busy:USD", "USD", "1")] * HOLDS_OPEN_MAX
     fill += [PlaceHold("house:held:USD", "USD", LARGEST)]
@@ -405,10 +545,11 @@ def stage():
     done(stage, Transfer("world:USD", "user:rich:USD", "USD", str(room)))
     top_up = Transfer("house:more:USD", "user:rich:USD", "USD", str(10**20 - 1 - room))
     done(stage, top_up)
-    for product in ("ledger", "withdrawals"):
+    for product in ("ledger", "withdrawals", "loans"):
         done(stage, Abandon(product), key="abandoned")
     done(stage, Transfer("house:USD", "house:other:USD", "USD", "1", id="x"), key="used")
     done(stage, SetLimits("USD", "1000"), key="used")
+    done(stage, SetLiquidations("normal"), key="used")
     return stage
 
 
@@ -442,6 +583,33 @@ def _withdrawals(stage):
     done(stage, CloseLetter("withdrawals-2"))
     foreign = probe(lambda draft: letters.set_aside(draft, message, "no", "no"))
     assert done(stage, foreign).answer == "probe-3"
+
+
+def _loans(stage):
+    """What the loans stumble on."""
+    stage.play("""
+        given
+            user:busy:BESKAR    2000
+            user:closed:GC
+            user:closed:BESKAR
+        when
+            close_account user:closed:GC                        -> done
+            close_account user:closed:BESKAR                    -> done
+            loans.apply_for_loan of-closed closed 1000          -> done
+            loans.apply_for_loan of-many many 1000              -> done
+            loans.apply_for_loan of-busy busy 1000              -> done
+    """)
+    holds = [Submission(PlaceHold("user:busy:BESKAR", "BESKAR", "1"))] * HOLDS_OPEN_MAX
+    assert all(isinstance(outcome, Receipt) for outcome in stage.book.execute_many(holds))
+    for loan in ("covered", "active", "warned", "waiting", "liquidating", "liquidated"):
+        done(stage, ApplyForLoan(loan, "1", "1000", "40"))
+        if loan != "covered":
+            done(stage, ActivateLoan(loan, "1", 1, AT_60, FAR))
+    done(stage, WarnLoan("warned", "1", 2, AT_30, FAR))
+    for loan in ("waiting", "liquidating", "liquidated"):
+        done(stage, BeginLiquidation(loan, "1", 2, AT_30, FAR, "first"))
+    done(stage, FailSlice("liquidating", 1, "no luck", "1", 0))
+    done(stage, FillSlice("liquidated", 1, "order", "33.33333334", "1000", "1", 0))
 
 
 def refusal(stage, command, defects):
@@ -481,6 +649,19 @@ def test_refusals_in_pairs_the_earlier_wins(stage, walk):
         expected = min((one.code for one in pair), key=ORDER.__getitem__)
         got = refusal(stage, command, pair).reason.code
         assert got == expected, pair
+
+
+@pytest.mark.parametrize("walk", ["activate_loan", "begin_liquidation"])
+def test_refusals_while_liquidations_are_paused(stage, walk):
+    """A pause is the last that is looked at."""
+    command, defects = WALKS[walk]
+    done(stage, SetLiquidations("halt_new_and_activation"))
+    try:
+        for one in defects:
+            assert refusal(stage, command, [one]).reason.code == one.code, one
+        assert run(stage, command).reason is Reason.LIQUIDATIONS_PAUSED
+    finally:
+        done(stage, SetLiquidations("normal"))
 
 
 def test_refusal_of_a_hold_too_fine(stage):
@@ -576,7 +757,8 @@ def _mentioned(module):
 def test_refusals_walk_is_complete():
     """Whatever the ledger, its products of its own and the engine can refuse for is walked above."""
     mentioned = set()
-    for module in (general, engine_module, controls, settle, shared, withdraw):
+    modules = (general, engine_module, controls, settle, shared, withdraw)
+    for module in (*modules, apply, life, liquidate, loans_shared):
         mentioned |= _mentioned(module)
     for path in Path(pennyweight.ledger.__path__[0]).glob("*.py"):
         if path.stem != "refusals":
@@ -606,4 +788,5 @@ def test_reasons_that_waiting_may_cure():
         "cursor_conflict", "account_has_holds", "account_has_balance", "account_owes",
         "too_many_holds", "insufficient_funds", "balance_too_large", "user_not_found",
         "withdrawal_not_found", "withdrawals_halted", "withdrawals_reducing", "limit_reached",
+        "loan_not_found", "loan_changed", "loan_not_due", "quotes_stale", "liquidations_paused",
     }  # fmt: skip

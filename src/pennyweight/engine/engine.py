@@ -538,7 +538,7 @@ class Engine:
             draft.move_cursor(cursor.name, cursor.before, cursor.after)
         answer = command.decide(draft)
         draft.seal()
-        overlay.merge(draft, scope, key, encode_entry(_entry(command, scope, key, draft, answer)))
+        overlay.merge(draft, scope, key, encode_entry(entry_of(command, scope, key, draft, answer)))
         return Receipt(draft.sequence, answer)
 
     def _replay(self, command: Command, key: str, earlier: Entry) -> Receipt:
@@ -666,7 +666,7 @@ def _failure(error: BaseException) -> Failure:
     return Failure(error)
 
 
-def _entry(command: Command, scope: str, key: str, draft: Draft, answer: Any) -> Sealed:
+def entry_of(command: Command, scope: str, key: str, draft: Draft, answer: Any) -> Sealed:
     """Turn a sealed draft into its entry."""
     return Sealed(
         draft.sequence,

@@ -8,13 +8,14 @@ same id at the same post. The client is imported when it is needed, because that
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
-from pennyweight.ledger.money import canonical, to_units
+from pennyweight.ledger.money import canonical, format_amount, parse, to_units
 from pennyweight.ledger.refusals import Refused
 from pennyweight.links.errors import ExtraMissing
 from pennyweight.products.loans.shared import SCALE, Market
@@ -276,10 +277,8 @@ def _filled(
     sold = _units(found.get(dialect.quantity), dialect.quantity)
     if not 0 < sold <= to_units(asked, SCALE):
         raise _Doubt("it did not sell what it was asked to")
-    _units(found.get(dialect.total), dialect.total)
-    return Filled(
-        _clean(order_id), canonical(found[dialect.quantity]), canonical(found[dialect.total])
-    )
+    total = _total(found.get(dialect.total), dialect.total)
+    return Filled(_clean(order_id), canonical(found[dialect.quantity]), total)
 
 
 def _units(value: Any, name: str) -> int:
@@ -290,6 +289,18 @@ def _units(value: Any, name: str) -> int:
         return to_units(value, SCALE)
     except Refused as refused:
         raise _Doubt(f"its {name} is no amount: {_clean(str(refused))}") from None
+
+
+def _total(value: Any, name: str) -> str:
+    """Return what was paid as text, cut off below a smallest unit: such digits are a float's.
+
+    Raises _Doubt.
+    """
+    with suppress(Refused, TypeError):
+        digits, decimals = parse(value)
+        if decimals > SCALE:
+            value = format_amount(digits // 10 ** (decimals - SCALE), SCALE)
+    return format_amount(_units(value, name), SCALE)
 
 
 def _clean(text: Any) -> str:

@@ -74,6 +74,9 @@ class Tenure(Protocol):
     def is_sure(self) -> bool:
         """Whether nobody else can own the book at this moment."""
 
+    def is_sure_for(self, seconds: float) -> bool:
+        """Whether nobody else can own the book now, nor before so many seconds have passed."""
+
     def confirm(self) -> None:
         """Ask the store whether it is still ours. Raises NotOwner, StoreUnavailable."""
 
@@ -82,6 +85,10 @@ class ForEver:
     """The tenure of a book that only this process can have."""
 
     is_sure = True
+
+    def is_sure_for(self, seconds: float) -> bool:  # noqa: ARG002 - for ever is long enough
+        """Nobody else will have it."""
+        return True
 
     def confirm(self) -> None:
         """Nobody else has it."""
@@ -160,6 +167,13 @@ class ThreadedBook:
     def is_sure(self) -> bool:
         """Whether nobody else can own the book now: for what cannot be taken back. From any thread."""
         return not self.is_lost and self._tenure.is_sure
+
+    def is_sure_for(self, seconds: float) -> bool:
+        """Whether nobody else can own the book now, nor before so many seconds have passed.
+
+        For what takes so long and cannot be taken back. From any thread.
+        """
+        return not self.is_lost and self._tenure.is_sure_for(seconds)
 
     def figures(self) -> CacheFigures:
         """Return what the cache of users does."""

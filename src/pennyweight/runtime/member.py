@@ -75,8 +75,12 @@ class Tenure:
     @property
     def is_sure(self) -> bool:
         """Whether the store promised the book to us for longer than until now."""
+        return self.is_sure_for(0)
+
+    def is_sure_for(self, seconds: float) -> bool:
+        """Whether the store promised the book to us for longer than so many seconds from now."""
         epoch, until = self._member.promised
-        return epoch == self._epoch and steady_clock() < until
+        return epoch == self._epoch and steady_clock() + seconds < until
 
     def confirm(self) -> None:
         """Claim again. Raises NotOwner, StoreUnavailable."""

@@ -20,11 +20,12 @@ from pennyweight.delivery.cli.bench_shared import (
     WarmUp,
     measure,
 )
+from pennyweight.delivery.cli.bench_ticks import ticks
 from pennyweight.delivery.cli.shared import database_of, host_and_port
 from pennyweight.simulators.figures import Setting
 
 app = App(name="bench", result_action="return_value")
-for _command in (withdrawals, settlements, cache):
+for _command in (withdrawals, settlements, cache, ticks):
     app.command(_command)
 
 Scenario = Literal["transfers", "payments", "bets", "in-process", "facade"]

@@ -8,6 +8,7 @@ one slice, one order at one venue, after the other; each is in the journal befor
 goes out, with the request id that makes it the same order however often it is sent.
 """
 
+from pennyweight.products.loans.law import LoansLaw
 from pennyweight.products.loans.shared import PRODUCT
 
-__all__ = ["PRODUCT"]
+__all__ = ["PRODUCT", "LoansLaw"]

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from pennyweight.ledger.accounts import WORLD, user_holder
+from pennyweight.ledger.accounts import HOLDS_OPEN_MAX, WORLD, user_holder
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.refusals import Reason, refuse
@@ -15,6 +15,7 @@ from pennyweight.products.loans.shared import (
     Found,
     Loan,
     LoanAnswer,
+    check_borrower,
     check_loan_id,
     collateral_account,
     event_of,
@@ -26,8 +27,9 @@ from pennyweight.products.loans.shared import (
 class ApplyForLoan(Command, frozen=True):
     """Register a loan, with its first collateral if there is any. Nothing is paid out yet.
 
-    Amounts are decimal text, of GC and of BESKAR. Refusals: loan_id_invalid,
-    user_id_invalid, those of an amount, loan_exists, and those of a top-up.
+    Amounts are decimal text, of GC and of BESKAR. Refusals: user_id_invalid,
+    loan_id_invalid, those of an amount, loan_exists, and with collateral account_closed,
+    too_many_accounts, too_many_holds, balance_too_large.
     """
 
     name = "apply_for_loan"
@@ -42,6 +44,7 @@ class ApplyForLoan(Command, frozen=True):
 
     def reads(self, wanted: Wanted) -> None:
         """Whether the loan is there, and the borrower where collateral comes with it."""
+        check_borrower(self.borrower)
         check_loan_id(self.loan)
         wanted.record(LOAN, self.loan)
         wanted.holder(user_holder(self.borrower))
@@ -52,6 +55,8 @@ class ApplyForLoan(Command, frozen=True):
         """See the class."""
         amount = draft.units(self.amount, GC)
         added = draft.units(self.collateral, BESKAR) if self.collateral else 0
+        if added:
+            _check_account(draft, self.borrower)
         if draft.record(LOAN, self.loan) is not None:
             refuse(
                 Reason.LOAN_EXISTS,
@@ -69,9 +74,9 @@ class ApplyForLoan(Command, frozen=True):
 class TopUpCollateral(Command, frozen=True):
     """Post more BESKAR for a loan: it comes from outside, and is held on the borrower's account.
 
-    Refusals: loan_id_invalid, user_id_invalid, those of an amount, loan_not_found,
-    borrower_mismatch, loan_liquidating, loan_liquidated (nothing can be posted once a
-    liquidation has begun), account_closed, too_many_holds, too_many_accounts,
+    Refusals: user_id_invalid, loan_id_invalid, those of an amount, loan_not_found,
+    account_closed, borrower_mismatch, loan_liquidating, loan_liquidated (nothing can be
+    posted once a liquidation has begun), too_many_accounts, too_many_holds,
     balance_too_large.
     """
 
@@ -85,20 +90,32 @@ class TopUpCollateral(Command, frozen=True):
     amount: str
 
     def reads(self, wanted: Wanted) -> None:
-        """The loan, the borrower, and where collateral comes from; its hold in a second round."""
+        """The loan, where collateral comes from, and the borrower, with all that holds collateral.
+
+        A second round for the loan's own hold would let a liquidation overtake the top-up.
+        """
+        check_borrower(self.borrower)
         check_loan_id(self.loan)
         wanted.record(LOAN, self.loan)
-        wanted.holder(user_holder(self.borrower))
+        wanted.open_holds(collateral_account(self.borrower))
         wanted.holder(WORLD)
 
     def decide(self, draft: Draft) -> LoanAnswer:
         """See the class."""
         added = draft.units(self.amount, BESKAR)
         found = find_loan(draft, self.loan)
+        _check_account(draft, self.borrower)
         _check_open(self, found)
         loan = _with_collateral(draft, found.loan, added)
         put_loan(draft, self.loan, loan, found.record)
         return LoanAnswer(self.loan, loan.status)
+
+
+def _check_account(draft: Draft, borrower: str) -> None:
+    """Refuse collateral that cannot be put on its account. Refusal: account_closed."""
+    account = draft.find_account(collateral_account(borrower))
+    if account is not None and account.is_closed:
+        refuse(Reason.ACCOUNT_CLOSED, f"account {account.id!r} is closed", account=account.id)
 
 
 def _check_open(command: TopUpCollateral, found: Found) -> None:
@@ -117,9 +134,11 @@ def _check_open(command: TopUpCollateral, found: Found) -> None:
 def _with_collateral(draft: Draft, loan: Loan, added: int) -> Loan:
     """Take BESKAR in, and hold all of the loan's together; return the loan with it.
 
-    Refusals: account_closed, too_many_holds, too_many_accounts, balance_too_large.
+    Refusals: too_many_accounts, too_many_holds, balance_too_large.
     """
     account_id = draft.own_account(collateral_account(loan.borrower))
+    if not loan.hold and draft.account(account_id).open_holds >= HOLDS_OPEN_MAX:
+        refuse(Reason.TOO_MANY_HOLDS, f"an account has at most {HOLDS_OPEN_MAX} open holds")
     draft.transfer(draft.own_account(f"{WORLD}:{BESKAR}"), account_id, added)
     if loan.hold:
         draft.void_hold(loan.hold)

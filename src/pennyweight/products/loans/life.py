@@ -114,7 +114,6 @@ class ByPrice(Command, frozen=True):
         "quotes",
         "fresh_until",
     )
-    answer_type = LoanAnswer
 
     loan: str
     borrower: str
@@ -129,37 +128,51 @@ class ByPrice(Command, frozen=True):
         wanted.holder(DESK)
         wanted.holder(HOUSE)
 
-    def examine(self, draft: Draft) -> tuple[Found, int]:
-        """Return the loan and the price it is valued at.
+    def is_due(self, loan: Loan, price: int) -> bool:
+        """Whether a loan is due for this at the price it is valued at."""
+        raise NotImplementedError
 
-        Refusals: quotes_invalid, loan_not_found, loan_changed, quotes_stale, loan_not_due
-        where nobody quotes its size.
+    def examine(self, draft: Draft) -> Found:
+        """Return the loan, which is due.
+
+        Refusals: quotes_invalid, loan_not_found, loan_changed, loan_not_due (also where
+        nobody quotes its size), quotes_stale.
         """
         check_quotes(self.quotes)
         found = find_version(draft, self.loan, self.of_version)
-        if draft.time > self.fresh_until:
-            refuse(Reason.QUOTES_STALE, "the quotes are too old to decide by")
         price = mark_price(self.quotes, level_of(found.loan.collateral))
         if price is None:
             refuse(Reason.LOAN_NOT_DUE, "no market quotes the size of this loan")
-        return found, price
+        if not self.is_due(found.loan, price):
+            not_due(found.loan)
+        if draft.time > self.fresh_until:
+            refuse(Reason.QUOTES_STALE, "the quotes are too old to decide by")
+        return found
 
 
 class ActivateLoan(ByPrice, frozen=True):
     """Pay a new loan out, once it is worth at most half of its collateral.
 
-    Refusals: see `ByPrice.examine`; loan_not_due, liquidations_paused, account_closed,
+    Refusals: account_closed, and see `ByPrice.examine`; liquidations_paused,
     too_many_accounts, balance_too_large.
     """
 
     name = "activate_loan"
+    answer_type = LoanAnswer
+
+    def is_due(self, loan: Loan, price: int) -> bool:
+        """See `ByPrice`."""
+        is_covered = is_at_most(LTV_ACTIVE, loan.amount, loan.collateral, price)
+        return loan.status == "new" and is_covered
 
     def decide(self, draft: Draft) -> LoanAnswer:
         """See the class."""
-        found, price = self.examine(draft)
-        loan = found.loan
-        if loan.status != "new" or not is_at_most(LTV_ACTIVE, loan.amount, loan.collateral, price):
-            not_due(loan)
+        check_quotes(self.quotes)
+        loan = find_loan(draft, self.loan).loan
+        account = draft.find_account(cash_account(loan.borrower))
+        if account is not None and account.is_closed:
+            refuse(Reason.ACCOUNT_CLOSED, f"account {account.id!r} is closed", account=account.id)
+        found = self.examine(draft)
         if pause_of(draft) == "halt_new_and_activation":
             refuse(Reason.LIQUIDATIONS_PAUSED, "no loan becomes active while they are halted")
         account_id = draft.own_account(cash_account(loan.borrower))
@@ -175,19 +188,21 @@ class ActivateLoan(ByPrice, frozen=True):
 class WarnLoan(ByPrice, frozen=True):
     """Note that an active loan stands at 70 percent or above; once, until it is re-armed.
 
-    Refusals: see `ByPrice.examine`; loan_not_due.
+    Refusals: see `ByPrice.examine`.
     """
 
     name = "warn_loan"
+    answer_type = LoanAnswer
+
+    def is_due(self, loan: Loan, price: int) -> bool:
+        """See `ByPrice`."""
+        is_high = is_at_least(LTV_WARNED, loan.balance, loan.collateral, price)
+        return loan.status == "active" and not loan.is_warned and is_high
 
     def decide(self, draft: Draft) -> LoanAnswer:
         """See the class."""
-        found, price = self.examine(draft)
-        loan = found.loan
-        is_due = is_at_least(LTV_WARNED, loan.balance, loan.collateral, price)
-        if loan.status != "active" or loan.is_warned or not is_due:
-            not_due(loan)
-        warned = msgspec.structs.replace(loan, is_warned=True)
+        found = self.examine(draft)
+        warned = msgspec.structs.replace(found.loan, is_warned=True)
         put_loan(draft, self.loan, warned, found.record)
         draft.emit(WARNED, event_of(self.loan, warned, draft))
         return LoanAnswer(self.loan, warned.status)
@@ -196,18 +211,21 @@ class WarnLoan(ByPrice, frozen=True):
 class RearmWarning(ByPrice, frozen=True):
     """Let a warned loan be warned again: it stands below 60 percent.
 
-    Refusals: see `ByPrice.examine`; loan_not_due.
+    Refusals: see `ByPrice.examine`.
     """
 
     name = "rearm_warning"
+    answer_type = LoanAnswer
+
+    def is_due(self, loan: Loan, price: int) -> bool:
+        """See `ByPrice`."""
+        is_still_high = is_at_least(LTV_REARMED, loan.balance, loan.collateral, price)
+        return loan.status == "active" and loan.is_warned and not is_still_high
 
     def decide(self, draft: Draft) -> LoanAnswer:
         """See the class."""
-        found, price = self.examine(draft)
+        found = self.examine(draft)
         loan = found.loan
-        is_still_high = is_at_least(LTV_REARMED, loan.balance, loan.collateral, price)
-        if loan.status != "active" or not loan.is_warned or is_still_high:
-            not_due(loan)
         put_loan(draft, self.loan, msgspec.structs.replace(loan, is_warned=False), found.record)
         return LoanAnswer(self.loan, loan.status)
 

@@ -11,6 +11,7 @@ import msgspec
 from pennyweight.ledger.accounts import HOUSE, SUSPENSE, user_holder
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
+from pennyweight.ledger.money import LIMIT
 from pennyweight.ledger.records import Record
 from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.loans.life import ByPrice, find_version, not_due, pause_of
@@ -51,27 +52,31 @@ ORDERS = "loans.order"
 class BeginLiquidation(ByPrice, frozen=True):
     """Begin to liquidate an active loan at 80 percent or above, and place its first slices.
 
-    `life` names the life of the book and is part of the orders' request ids. Refusals:
-    see `ByPrice.examine`; loan_not_due, liquidations_paused.
+    Where there is less collateral than can be traded, that is also the end. `life` names the
+    life of the book and is part of the orders' request ids. Refusals: see `ByPrice.examine`;
+    liquidations_paused.
     """
 
     name = "begin_liquidation"
     counted = ("loan", "borrower", "of_version", "quotes", "fresh_until", "life")
+    answer_type = LoanAnswer
 
     life: str
 
+    def is_due(self, loan: Loan, price: int) -> bool:
+        """See `ByPrice`."""
+        is_high = is_at_least(LTV_LIQUIDATED, loan.balance, loan.collateral, price)
+        return loan.status == "active" and is_high
+
     def decide(self, draft: Draft) -> LoanAnswer:
         """See the class."""
-        found, price = self.examine(draft)
-        loan = found.loan
-        if loan.status != "active" or not is_at_least(
-            LTV_LIQUIDATED, loan.balance, loan.collateral, price
-        ):
-            not_due(loan)
+        found = self.examine(draft)
         if pause_of(draft) != "normal":
             refuse(Reason.LIQUIDATIONS_PAUSED, "no new liquidation begins while they are paused")
-        begun = msgspec.structs.replace(loan, status="liquidating", liquidating_at=draft.time)
+        begun = msgspec.structs.replace(found.loan, status="liquidating", liquidating_at=draft.time)
         draft.emit(LIQUIDATING, event_of(self.loan, begun, draft))
+        if not begun.free:
+            return _go_on(draft, self.loan, Found(found.record, begun))
         return _place(draft, self.loan, Found(found.record, begun), self.quotes, self.life)
 
 
@@ -115,8 +120,9 @@ class FillSlice(Command, frozen=True):
     """Book what a venue says it sold for a slice, and for how much in all; a fact.
 
     `hold` is where the collateral is, so that it is read along. What is raised above the
-    balance is the borrower's. Refusals: those of an amount, slice_not_found, slice_ended
-    (told twice), amount_too_large for more than was asked for, balance_too_large.
+    balance is the borrower's. A venue that sold more than there is of the collateral has
+    sold the rest from suspense. Refusals: those of an amount, loan_not_found,
+    slice_not_found, slice_ended (told twice), balance_too_large.
     """
 
     name = "fill_slice"
@@ -136,6 +142,7 @@ class FillSlice(Command, frozen=True):
         """The loan, its slice, hold and borrower, and whom a sale pays."""
         _want_slice(wanted, self.loan, self.number, self.borrower)
         wanted.hold(self.hold, user_holder(self.borrower))
+        wanted.holder(SUSPENSE)
         for market in MARKETS:
             wanted.holder(venue(market))
 
@@ -144,19 +151,19 @@ class FillSlice(Command, frozen=True):
         sold = draft.units(self.quantity, BESKAR)
         total = draft.units(self.total, GC, is_zero_allowed=True)
         found, record, part = _find_open(draft, self.loan, self.number)
-        if sold > part.quantity:
-            refuse(Reason.AMOUNT_TOO_LARGE, "the venue sold more than it was asked for")
         # ── from here on it is a fact ──
         loan, holder = found.loan, venue(part.market)
-        draft.settle_hold(
-            loan.hold, draft.own_account(f"{holder}:{BESKAR}"), sold, is_rest_kept=True
-        )
+        held, steel = min(sold, loan.collateral), draft.own_account(f"{holder}:{BESKAR}")
+        if held:
+            draft.settle_hold(loan.hold, steel, held, is_rest_kept=True)
+        if sold > held:
+            draft.transfer(draft.own_account(f"{SUSPENSE}:{BESKAR}"), steel, sold - held)
         paid, surplus = min(total, loan.balance), max(0, total - loan.balance)
         cash = draft.own_account(f"{holder}:{GC}")
         if paid:
             draft.transfer(cash, draft.own_account(f"{HOUSE}:{GC}"), paid)
         if surplus:
-            draft.transfer(cash, _cash_or_suspense(draft, loan.borrower), surplus)
+            draft.transfer(cash, _cash_or_suspense(draft, loan.borrower, surplus), surplus)
         _end_slice(
             draft,
             record,
@@ -166,7 +173,7 @@ class FillSlice(Command, frozen=True):
         )
         after = msgspec.structs.replace(
             _without(loan, self.number),
-            collateral=loan.collateral - sold,
+            collateral=loan.collateral - held,
             balance=loan.balance - paid,
             sold=loan.sold + sold,
             proceeds=loan.proceeds + total,
@@ -291,9 +298,7 @@ def _finish(draft: Draft, loan_id: str, loan: Loan) -> Loan:
     if loan.collateral:
         draft.void_hold(loan.hold)
     if loan.balance:
-        account_id = deficit_account(loan_id)
-        if draft.find_account(account_id) is None:
-            draft.open_account(account_id, floor=None)
+        account_id = _deficit_or_suspense(draft, loan_id, loan.balance)
         draft.transfer(account_id, draft.own_account(f"{HOUSE}:{GC}"), loan.balance)
     ended = msgspec.structs.replace(
         loan,
@@ -316,9 +321,24 @@ def _finish(draft: Draft, loan_id: str, loan: Loan) -> Loan:
     return ended
 
 
-def _cash_or_suspense(draft: Draft, borrower: str) -> str:
-    """Return where a borrower's surplus goes: the account, or suspense where that is closed."""
-    account = draft.find_account(cash_account(borrower))
-    if account is not None and account.is_closed:
+def _cash_or_suspense(draft: Draft, borrower: str, surplus: int) -> str:
+    """Return where a borrower's surplus goes: the account, or suspense where that cannot take it."""
+    account = draft.account(cash_account(borrower))  # opened when the loan was paid out
+    if account.is_closed or account.posted + surplus >= LIMIT:
         return draft.own_account(f"{SUSPENSE}:{GC}")
-    return draft.own_account(cash_account(borrower))
+    return account.id
+
+
+def _deficit_or_suspense(draft: Draft, loan_id: str, deficit: int) -> str:
+    """Return what pays a deficit: the loan's own account, which anybody may have opened before.
+
+    Suspense, where it was opened with a floor, or closed: a sale cannot be refused for that.
+    """
+    account_id = deficit_account(loan_id)
+    account = draft.find_account(account_id)
+    if account is None:
+        return draft.open_account(account_id, floor=None).id
+    is_too_low = account.floor is not None and account.available - deficit < account.floor
+    if account.is_closed or is_too_low:
+        return draft.own_account(f"{SUSPENSE}:{GC}")
+    return account_id

@@ -2,7 +2,7 @@
 
 A market quotes averages for sizes; what one BESKAR more brings (the margin) follows from
 two neighbouring sizes. The greedy split takes the best margin first, and so chooses the
-markets and how a sale is divided between them. How large the last slice is, is decided
+markets and how a sale is divided between them, where that is better than one market alone. How large the last slice is, is decided
 by the quote that stands for its own size: the smallest quantity that brings what is
 missing, and never more than the collateral or the market's largest size.
 """
@@ -33,16 +33,32 @@ class _Margin(NamedTuple):
 def plan(remaining: int, free: int, quotes: Sequence[Quote]) -> list[Part]:
     """Return what to sell so that it brings `remaining`, or as much as can be sold at once.
 
-    `free` is the collateral that may be sold, in whole steps. At most one slice a market.
+    `free` is the collateral that may be sold, in whole steps. At most one slice a market. The
+    split by margins is compared with each market alone, as a slice is paid the average for the
+    size that it reaches into: the least quantity that brings enough, else what brings most.
     """
+    options = [
+        _parts(remaining, free, _split(remaining, free, quotes)),
+        *(_parts(remaining, free, [(quote, free)]) for quote in quotes if len(quotes) > 1),
+    ]
+    return min(options, key=lambda parts: _cost(remaining, parts))
+
+
+def _cost(remaining: int, parts: Sequence[Part]) -> tuple[bool, int]:
+    """Rank what could be sold, best first."""
+    brought = sum(part.expected for part in parts)
+    if brought < remaining:
+        return True, -brought
+    return False, sum(part.quantity for part in parts)
+
+
+def _parts(remaining: int, free: int, split: list[tuple[Quote, int]]) -> list[Part]:
+    """Return the slices of a split, of which the last is just enough for what the others leave."""
     parts: list[Part] = []
-    split = _split(remaining, free, quotes)
     while split and remaining > 0 and free > 0:
         quote, quantity = split.pop(0)
         if not split:
             quantity = just_enough(remaining, free, quote)
-        if not quantity:
-            continue
         part = _part(quote, quantity)
         parts.append(part)
         remaining -= part.expected

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from pennyweight.ledger.accounts import escape_user_id, user_account
+from pennyweight.ledger.accounts import check_account_id, escape_user_id, user_account
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.money import LIMIT
 from pennyweight.ledger.records import RANK_MAX, RANK_MIN, Mark, Record
@@ -260,7 +260,7 @@ class Loan(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     def free(self) -> int:
         """Collateral that may still be sold: whole steps, and not what open slices may sell."""
         free = self.collateral - sum(part.quantity for part in self.open)
-        return free // STEP * STEP
+        return max(0, free) // STEP * STEP
 
 
 class Slice(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -343,18 +343,26 @@ def slice_id(loan_id: str, number: int) -> str:
 
 
 def check_loan_id(loan_id: str) -> None:
-    """Refuse what cannot name a loan. Refusal: loan_id_invalid."""
-    is_writable = True
+    """Refuse what cannot name a loan, or the account of its deficit. Refusal: loan_id_invalid."""
+    is_writable = "/" not in loan_id and loan_id not in {".", ".."} and loan_id.isprintable()
     try:
-        escape_user_id(loan_id)
-    except Refused:
+        check_account_id(deficit_account(loan_id), is_own=True)
+    except Refused:  # written out, "%" and ":" take three characters
         is_writable = False
-    if not is_writable or "/" in loan_id or loan_id in {".", ".."} or not loan_id.isprintable():
+    if not is_writable:
         refuse(
             Reason.LOAN_ID_INVALID,
             f"a loan id has 1 to {LOAN_ID_LENGTH_MAX} printable characters, no '/', "
             "and is not '.' or '..'",
         )
+
+
+def check_borrower(borrower: str) -> None:
+    """Refuse who cannot have an account of collateral. Refusal: user_id_invalid."""
+    try:
+        check_account_id(collateral_account(borrower))
+    except Refused as refused:
+        refuse(Reason.USER_ID_INVALID, refused.message)
 
 
 def find_loan(draft: Draft, loan_id: str) -> Found:
