@@ -1,5 +1,7 @@
 """What a document is played on: a server on a book in a folder, or a PostgreSQL of its own.
 
+The one of loans gets trading posts, too, and a server that watches prices.
+
 A document with a block of SQL gets the database. Its blocks of SQL run there as the superuser,
 in the database that `DATABASE_URL` names once the document exported one. `localhost:5432` stands
 for the server, a command that ends with ` &` goes on, and from the first one that serves,
@@ -17,6 +19,9 @@ import pytest
 
 from pennyweight.simulators.balancer import Balancer
 from pennyweight.simulators.postgres import PostgresMissing, PostgresServer
+from pennyweight.simulators.posts import Posts
+from pennyweight.simulators.pricewalk import PriceWalk
+from pennyweight.simulators.trading import Odds
 from served_process import serving
 
 _READY = re.compile(r"ready http://127\.0\.0\.1:(\d+)")
@@ -70,6 +75,22 @@ def on_a_folder(folder):
     with serving(folder / "book") as server:
         stage.address = server.address
         yield stage
+
+
+@contextlib.contextmanager
+def on_lending(folder):
+    """A stage with one server that watches loans, prices pushed; Black Spire fails the first order."""
+    walk = PriceWalk(1, script=["31.9"], noise=0)
+    posts = Posts(odds=Odds(failed=0.0), walk=walk, interval_seconds=0)
+    posts["black_spire"].fates.append("failed")
+    stage = Stage(folder, "")
+    with posts, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PENNYWEIGHT_LOANS_IS_PUSH_OPEN", "true")
+        environment.setenv("MOS_ESPA_URL", posts.urls["mos_espa"])
+        environment.setenv("BLACK_SPIRE_URL", posts.urls["black_spire"])
+        with serving(folder / "book", "--loans") as server:
+            stage.address = server.address
+            yield stage
 
 
 @contextlib.contextmanager
