@@ -19,7 +19,7 @@ SCENARIO    ?= transfers
 BENCH_ARGS  ?=
 UPGRADE     ?=
 
-.PHONY: help setup run run-postgres test heavy check format bench coverage lock clean
+.PHONY: help setup run run-postgres run-loans test heavy check format bench coverage lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -53,6 +53,9 @@ run: setup ## the demo, on a fresh book
 
 run-postgres: setup ## the demo on PostgreSQL: three instances, a balancer in front
 	@$(BIN)/pennyweight demo --postgres
+
+run-loans: setup ## the demo of loans: two instances on PostgreSQL, SNS and SQS by MiniStack
+	@$(BIN)/pennyweight demo --loans
 
 test: setup ## the tests, without the heavy ones
 	@$(BIN)/pytest -n $(WORKERS) -m 'not heavy' $(PYTEST_ARGS) $(TESTS)

@@ -39,7 +39,7 @@ def start(*words, port=0):
 
 def read_until(process, text):
     seen = []
-    while text not in (seen[-1] if seen else ""):
+    while not re.search(text, seen[-1] if seen else ""):
         line = process.stdout.readline()
         assert line, process.communicate()[1]
         seen.append(line)
@@ -53,7 +53,7 @@ def test_demo_is_alive_until_stopped(tmp_path):
     try:
         welcome = read_until(process, "Ctrl-C stops")
         lines = [line.strip() for line in welcome.splitlines() if line.strip().startswith("curl")]
-        assert len(lines) == 5
+        assert len(lines) == 7
         assert curl(lines[0])["Amount"] == "1000"
         assert curl(lines[1])["Amount"] == "12.5"
         assert curl(lines[0])["Amount"] == "987.5"
@@ -62,8 +62,11 @@ def test_demo_is_alive_until_stopped(tmp_path):
         assert withdrawn["status"] == "SUFFICIENT_BALANCE"
         token = re.search(r'"token": "(\w+)"', lines[3])[1]
         assert token in curl(lines[4])["balances"]
+        assert curl(lines[6]).keys() >= {"markets", "best", "is_deviating"}
         counted = read_until(process, "requests")
         assert re.search(r"[1-9]\d* done", counted)
+        read_until(process, r"[1-9]\d* active")
+        assert [loan["status"] for loan in curl(lines[5])["loans"]][:1] in ([], ["active"])
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:
@@ -71,6 +74,7 @@ def test_demo_is_alive_until_stopped(tmp_path):
         process.communicate()
     assert (process.returncode, err) == (0, "")
     assert "all as the rules say" in out
+    assert re.search(r"carried out \d+ orders; the book has the same ones", out)
     address = re.search(r"http://127.0.0.1:(\d+)", welcome)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(address[1]))) != 0
@@ -97,6 +101,30 @@ def test_demo_told_to_stop_removes_its_temporary_book(tmp_path, monkeypatch):
     assert (process.returncode, err) == (0, "")
     assert str(tmp_path) in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_without_the_client_of_venues_plays_without_loans(tmp_path, monkeypatch):
+    (tmp_path / "aiohttp.py").write_text("raise ImportError\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = start("--data", tmp_path / "book", "--seconds", 1)
+    out, err = process.communicate(timeout=90)
+    assert (process.returncode, err) == (0, "")
+    assert "no loans in this demo: trading posts need the extra `venues`" in out
+    assert "/loans" not in out
+    assert "loans:" not in out
+    assert "all as the rules say" in out
+
+
+def test_demo_of_loans_keeps_no_folder(tmp_path):
+    for words, told in (
+        (["--data", tmp_path / "book"], "--data or --loans"),
+        (["--postgres"], "--loans or --postgres"),
+    ):
+        process = start("--loans", *words)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert told in err
+    assert not (tmp_path / "book").exists()
 
 
 def test_demo_with_a_taken_port_says_so(tmp_path):

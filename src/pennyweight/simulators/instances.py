@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +21,19 @@ class Instances:
     """Servers on a book, numbered from 1; leaving the context stops them and the balancer."""
 
     def __init__(
-        self, url: str, folder: Path, *, host: str = "127.0.0.1", port: int = 0, count: int = 3
+        self,
+        url: str,
+        folder: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        count: int = 3,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start them, their logs in a folder. Raises ServerFailed."""
+        """Start them, their logs in a folder. Raises ServerFailed.
+
+        `environment` is what each gets beside our own.
+        """
         self.url, self.folder = url, folder
         self.servers: list[Server] = []
         self._fallen: set[int] = set()
@@ -32,7 +43,7 @@ class Instances:
             raise ServerFailed(f"the balancer did not start: {error}") from None
         try:
             for number in range(1, count + 1):
-                server = Server(url, log=folder / f"instance-{number}.log")
+                server = Server(url, log=folder / f"instance-{number}.log", environment=environment)
                 self.servers.append(server)
                 self.balancer.add((server.host, server.port))
         except BaseException:

@@ -69,11 +69,11 @@ def _cache() -> Path:
 def _fetch(folder: Path) -> None:
     """Make a virtual environment with it. Raises MiniStackMissing, OSError."""
     shutil.rmtree(folder, ignore_errors=True)
-    install = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+    options = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries=1"]
     try:
         venv.create(folder, with_pip=True)
         subprocess.run(  # noqa: S603 - our own command
-            [*install, "--no-input", "--retries=1", f"ministack=={VERSION}"],
+            [folder / "bin" / "pip", "install", *options, f"ministack=={VERSION}"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=True,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,11 +44,13 @@ class Server:
         port: int = 0,
         log: Path | None = None,
         options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
         wait_seconds: float = 120,
     ) -> None:
         """Start it and wait until it is ready. Raises ServerFailed.
 
         `place` is the folder of the book, or the URL of a database; the latter needs a `log`.
+        `environment` is what it gets beside our own.
         """
         self.place = place
         self._log_path = log or Path(f"{place}.log")
@@ -60,7 +62,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 start_new_session=True,  # Ctrl-C is ours to handle, then we stop it in order
-                env=_environment(place),
+                env={**_environment(place), **(environment or {})},
             )
         self.pid = self._process.pid
         try:

@@ -1,6 +1,5 @@
 """`pennyweight simulate venues`: both trading posts, their prices and their order books."""
 
-import http.client
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,16 +9,14 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import Parameter
 
-from pennyweight.agents.prices import TOPICS
 from pennyweight.delivery.cli.shared import Json, UserError, host_and_port, print_json
 from pennyweight.links.aws import Aws
-from pennyweight.links.errors import ExtraMissing, LinkError
+from pennyweight.links.errors import ExtraMissing
 from pennyweight.products.loans.shared import MARKETS, Market
 from pennyweight.simulators.posts import Posts, Publish
 from pennyweight.simulators.pricewalk import PriceWalk
+from pennyweight.simulators.publishing import Pusher, Topics
 from pennyweight.simulators.trading import Odds
-
-_PUSH_SECONDS = 2.0
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -185,48 +182,8 @@ def _check(odds: Odds, other_items: float, interval: float) -> None:
 def _publisher(aws: str | None, region: str, push_to: str | None, token: str) -> Publish | None:
     """Return where prices go. Raises ExtraMissing, UserError."""
     if push_to is not None:
-        return _Pusher(host_and_port(push_to), token)
-    return _Topics(aws, region) if aws else None
-
-
-class _Pusher:
-    """Pushes prices to an engine, each on a connection of its own."""
-
-    def __init__(self, address: tuple[str, int], token: str) -> None:
-        self._address = address
-        self._headers = {"Content-Type": "application/json"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
-
-    def __call__(self, market: Market, body: bytes) -> None:
-        """Push one message. Raises LinkError, OSError."""
-        path = f"/prices/{market.replace('_', '-')}"
-        connection = http.client.HTTPConnection(*self._address, timeout=_PUSH_SECONDS)
-        try:
-            connection.request("POST", path, body, self._headers)
-            answer = connection.getresponse()
-            text = answer.read()
-        except http.client.HTTPException as error:
-            raise LinkError(f"POST {path}: {error}") from error
-        finally:
-            connection.close()
-        if answer.status >= 300:
-            raise LinkError(f"POST {path}: {answer.status} {text[:200].decode(errors='replace')}")
-
-
-class _Topics:
-    """Publishes prices to SNS; the topics are made when they are needed."""
-
-    def __init__(self, endpoint: str, region: str) -> None:
-        """Raises ExtraMissing."""
-        self._aws = Aws(endpoint, region)
-        self._topics: dict[Market, str] = {}
-
-    def __call__(self, market: Market, body: bytes) -> None:
-        """Publish one message. Raises LinkError."""
-        if market not in self._topics:
-            self._topics[market] = self._aws.topic(TOPICS[market])
-        self._aws.publish(self._topics[market], body.decode())
+        return Pusher([host_and_port(push_to)], token)
+    return Topics(Aws(aws, region)) if aws else None
 
 
 def _show(told: Told) -> None:
