@@ -184,8 +184,14 @@ class Posts:
         pass
 
     async def sell(
-        self, market: Market, request_id: str, quantity: str
+        self,
+        market: Market,
+        request_id: str,
+        quantity: str,
+        may_send: Callable[[], bool] = lambda: True,
     ) -> Filled | Failed | InDoubt:
+        if not may_send():
+            return InDoubt("it was too late to send it")
         place = (market, request_id)
         word = self.plan(market, request_id, self.asked[place])
         self.asked[place] += 1

@@ -57,7 +57,8 @@ class TinyServer:
             while data := one.recv(65_536):
                 rest += data
                 head, found, body = rest.partition(b"\r\n\r\n")
-                length = int(head.rpartition(b"Content-Length: ")[2] or 0) if found else 1 << 30
+                told = head.rpartition(b"Content-Length: ")[2].partition(b"\r\n")[0]
+                length = int(told or 0) if found else 1 << 30
                 if len(body) < length:
                     continue
                 with self._lock:

@@ -6,6 +6,8 @@ comes from the agents of its own ownership, or from what the owner told.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -17,7 +19,7 @@ from pennyweight.agents.liquidator import Liquidator
 from pennyweight.agents.prices import PriceIntake
 from pennyweight.agents.quotes import QuoteBoard
 from pennyweight.agents.relay import PAGE, Relay
-from pennyweight.config import Config, ConfigError
+from pennyweight.config import Config, ConfigError, Loans
 from pennyweight.delivery.http.wire import rfc3339
 from pennyweight.delivery.notices import TOPICS, Dialect, routes
 from pennyweight.delivery.prices import BadPrice, read_price
@@ -32,6 +34,12 @@ from pennyweight.runtime.driver import ThreadedBook, Unavailable
 
 USERS_RESERVED = PAGE
 """Users whose entries the relay of notices may have in memory."""
+
+NOTICES_END_SECONDS = 3.0
+"""How long the end waits for the last notice; a call to SNS may hang for longer than an owner
+that was asked to stop has."""
+
+QUEUE_NAME_MAX = 75
 
 STATE, QUOTES = "prices", "quotes"
 """Names of the boards that fronts are told."""
@@ -93,7 +101,7 @@ class Ends:
             return {}
         return {
             STATE: msgspec.Raw(msgspec.json.encode(desk.state())),
-            QUOTES: msgspec.Raw(msgspec.json.encode(desk.board.fresh(wall_clock()))),
+            QUOTES: msgspec.Raw(msgspec.json.encode(desk.board.latest())),
         }
 
     @property
@@ -110,31 +118,39 @@ class Window:
         self,
         told: Callable[[], Mapping[str, msgspec.Raw]],
         ends: Ends | None,
-        *,
-        age_seconds: float,
+        settings: Loans,
     ) -> None:
-        """`told` are the owner's boards; quotes count for `age_seconds`, also where he has fallen."""
+        """`told` are the owner's boards; what they say ages here, also where he has fallen."""
         self._told = told
         self._ends = ends
-        self._age_microseconds = int(age_seconds * 1_000_000)
+        self._settings = settings
 
     def prices(self) -> dict[str, Any] | None:
         """Return the board of prices, None where nothing is known of it."""
         desk = self._here()
         if desk is not None:
             return desk.state()
-        told = self._told().get(STATE)
-        return None if told is None else msgspec.json.decode(told)
+        boards = self._told()
+        if STATE not in boards:
+            return None
+        told = msgspec.json.decode(boards[STATE])
+        state = self._board_told(boards).state(wall_clock())
+        for market, shown in state["markets"].items():
+            shown["counts"] = told["markets"][market]["counts"]
+        return {"as_of": told["as_of"], **state}
 
     def quotes(self) -> tuple[Quote, ...]:
         """Return the quotes that count now."""
-        desk, now = self._here(), wall_clock()
-        if desk is not None:
-            return desk.board.fresh(now)
-        told = self._told().get(QUOTES)
-        quotes = () if told is None else _quotes.decode(told)
-        since = now - self._age_microseconds
-        return tuple(quote for quote in quotes if quote.received_at >= since)
+        desk = self._here()
+        board = self._board_told(self._told()) if desk is None else desk.board
+        return board.fresh(wall_clock())
+
+    def _board_told(self, boards: Mapping[str, msgspec.Raw]) -> QuoteBoard:
+        """Return a board with the quotes that the owner told last; the guards are ours."""
+        board = board_of(self._settings)
+        if QUOTES in boards:
+            board.adopt(_quotes.decode(boards[QUOTES]))
+        return board
 
     def push(self, market: Market, body: bytes) -> str:
         """Take a price as if it had come by a queue. Raises Unavailable where nobody follows prices."""
@@ -149,6 +165,26 @@ class Window:
         return None if self._ends is None else self._ends.desk
 
 
+def queue_name(book: str, market: Market) -> str:
+    """Name a book's queue of a market's prices; one of a long name goes by its digest.
+
+    SQS takes 80 characters, and the queue of dead letters needs a few more.
+    """
+    name = f"pennyweight-{book}-{market.replace('_', '-')}"
+    if len(name) <= QUEUE_NAME_MAX:
+        return name
+    return queue_name(sha256(book.encode()).hexdigest()[:32], market)
+
+
+def board_of(settings: Loans) -> QuoteBoard:
+    """Return an empty board with the guards that are configured."""
+    return QuoteBoard(
+        age_seconds=settings.age_seconds,
+        deviation_percent=settings.deviation_percent,
+        jump_percent=settings.jump_percent,
+    )
+
+
 class Desk:
     """What watches the loans of one ownership: an agent of agents."""
 
@@ -156,11 +192,7 @@ class Desk:
         """Nothing runs yet."""
         self.is_over = False
         settings = config.loans
-        self.board = QuoteBoard(
-            age_seconds=settings.age_seconds,
-            deviation_percent=settings.deviation_percent,
-            jump_percent=settings.jump_percent,
-        )
+        self.board = board_of(settings)
         self.appraiser = Appraiser(book, self.board, clock=wall_clock)
         self.liquidator = Liquidator(
             book,
@@ -178,10 +210,7 @@ class Desk:
             book,
             self.board,
             cloud,
-            queues={
-                market: f"pennyweight-{config.store.book}-{market.replace('_', '-')}"
-                for market in MARKETS
-            },
+            queues={market: queue_name(config.store.book, market) for market in MARKETS},
             read=read_price,
             bad_price=BadPrice,
             on_quote=lambda _: self.appraiser.notice(),
@@ -203,10 +232,18 @@ class Desk:
             agent.start()
 
     def stop(self) -> None:
-        """End: first the prices, last the notices."""
+        """End: first the prices, last the notices.
+
+        A notice that hangs on its way is not waited for: whoever owns the book next sends it
+        again, under the same id.
+        """
         self.is_over = True
-        for agent in self._agents:
+        for agent in (self.intake, self.appraiser, self.liquidator):
             agent.stop()
+        if self.relay is not None:
+            ending = Thread(target=self.relay.stop, name="notices-end", daemon=True)
+            ending.start()
+            ending.join(NOTICES_END_SECONDS)
 
     def state(self) -> dict[str, Any]:
         """Return the board of prices, and when it was so."""

@@ -294,7 +294,7 @@ def _check_free(address: str) -> None:
 
 def window_of(book: Book, lending: LendingEnds | None, config: Config) -> Window:
     """Return what the face of loans sees of prices."""
-    return Window(book.boards, lending, age_seconds=config.loans.age_seconds)
+    return Window(book.boards, lending, config.loans)
 
 
 class _Beside:

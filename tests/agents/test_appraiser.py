@@ -121,8 +121,10 @@ def test_liquidations_go_first_and_by_ratio_over_all_levels(rig: Rig) -> None:
     assert ratios == sorted(ratios, reverse=True)
 
 
-def test_same_rank_is_ordered_exactly(rig: Rig) -> None:
-    """Ratios that differ by less than a rank, then equal ones by size."""
+@pytest.mark.parametrize("page", [1, 2, 100])
+def test_same_rank_is_ordered_exactly(rig: Rig, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    """Ratios that differ by less than a rank, then equal ones by size; over pages, too."""
+    monkeypatch.setattr(appraiser_module, "PAGE", page)
     rig.active_loan("b", "50.0000000001", "1", at="200")
     rig.active_loan("z", "50.0000000002", "1", at="200")
     rig.active_loan("a", "25.00000000005", "0.5", at="200")

@@ -164,7 +164,7 @@ def test_other_slices_go_on_while_one_is_in_doubt(rig: Rig) -> None:
 def test_partial_fill_goes_on(rig: Rig) -> None:
     posts = Posts()
 
-    async def half(market: Market, request_id: str, quantity: str) -> Any:
+    async def half(market: Market, request_id: str, quantity: str, _: Any) -> Any:
         filled = await Posts.sell(posts, market, request_id, quantity)
         if (market, request_id) not in posts.executed or posts.asked.total() > 2:
             return filled

@@ -137,7 +137,22 @@ def test_jump_is_believed_when_the_last_is_dead(board: QuoteBoard) -> None:
     assert board.fresh(now)[0].levels[1].sell == 20 * ONE
 
 
-def test_jump_by_the_largest_common_quantity(board: QuoteBoard) -> None:
+def test_jump_of_a_single_quantity(board: QuoteBoard) -> None:
+    """Small loans are valued by the small quantities, and paid out by them."""
+    assert board.offer(quote(), NOW) == "accepted"
+    levels = (Level(1, 400 * ONE), Level(100, 50 * ONE))
+    wrong = Quote("mos_espa", "wrong", NOW + 1, NOW + 1, levels)
+    assert board.offer(wrong, NOW + 1) == "jump"
+
+
+def test_deviation_of_a_single_quantity(board: QuoteBoard) -> None:
+    assert board.offer(quote(), NOW) == "accepted"
+    levels = (Level(1, 400 * ONE), Level(100, 50 * ONE))
+    assert board.offer(Quote("black_spire", "wrong", NOW, NOW, levels), NOW) == "accepted"
+    assert board.fresh(NOW) == ()
+
+
+def test_jump_by_common_quantities(board: QuoteBoard) -> None:
     board.offer(quote(quantities=(1, 10, 100)), NOW)
     assert board.offer(quote(at=NOW + 1, price=10_00, quantities=(50,)), NOW) == "accepted"
     assert board.offer(quote(at=NOW + 2, price=20_00, quantities=(10, 50)), NOW) == "jump"

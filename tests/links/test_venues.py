@@ -151,6 +151,20 @@ def test_slow_and_doubled_answers_confuse_nobody(posts, market):
     assert isinstance(answers[-1], Failed)
 
 
+@pytest.mark.parametrize(
+    ("market", "no"), [("mos_espa", b'{"success":false}'), ("black_spire", b'{"error":"no"}')]
+)
+def test_failure_that_is_told_twice_is_not_the_next_orders(market, no):
+    """It names no order. Taken for the answer to the next one, that would be sold twice."""
+    yes = msgspec.json.encode(SUCCESS[market])
+    kinds = [[reply(body=no), reply(body=no)], [reply(body=yes)]]
+    with tiny_server(lambda number, _: kinds[number - 1]) as server:
+        urls = {market: "http://{}:{}".format(*server.address)}
+        first, second = sell_all(urls, (market, "r-0", "2.5"), (market, "r-1", "2.5"))
+    assert isinstance(first, Failed)
+    assert second == FILLED
+
+
 @pytest.mark.parametrize("is_failure_final", [True, False])
 def test_every_order_ends_and_the_books_agree(is_failure_final):
     """All that can go wrong does; each order is asked for until it is definite, many at a time."""
@@ -210,6 +224,22 @@ def test_cancelled_call_stays_cancelled(posts):
             return await venues.sell("mos_espa", "r", "1")
 
     assert isinstance(asyncio.run(run()), Filled)
+
+
+def test_order_that_came_too_late_is_never_written(posts):
+    """The connection stands, but the process stood still: nothing of the order goes out."""
+
+    async def run():
+        async with Venues(posts.urls, timeout_seconds=10) as venues:
+            first = await venues.sell("mos_espa", "r-1", "1")
+            late = await venues.sell("mos_espa", "r-2", "1", lambda: False)
+            return first, late, await venues.sell("mos_espa", "r-3", "1")
+
+    first, late, after = asyncio.run(run())
+    assert isinstance(first, Filled)
+    assert isinstance(after, Filled)
+    assert isinstance(late, InDoubt)
+    assert {order.request_id for order in posts["mos_espa"].executed} == {"r-1", "r-3"}
 
 
 @pytest.mark.parametrize("url", ["", "localhost:3003", "ftp://h", "http://"])

@@ -95,9 +95,9 @@ def test_welcome_then_assets_then_status(owner: Owner, stranger: Stranger) -> No
     assert (incarnation, epoch) == ("first", 0)
     kind, assets = stranger.hear()
     assert (kind, len(assets)) == ("assets", len(owner.book.standing.assets))
-    kind, sequence, figures = stranger.hear()
+    kind, sequence, figures, boards = stranger.hear()
     assert (kind, sequence) == ("status", owner.book.engine.head.sequence)
-    assert figures["limit"] == 10_000
+    assert (figures["limit"], boards) == (10_000, {})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Literal, NamedTuple
 
 import structlog
@@ -360,13 +360,17 @@ def _due_on(
     store: Committed, kind: Kind, level: int, price: int, view: View
 ) -> Iterator[Candidate]:
     """Yield what is due on one index, in the order of its ranks, and in the exact one within."""
-    index, high = index_name(kind, level), highest_rank(kind, price)
+    places = _places(store, index_name(kind, level), highest_rank(kind, price))
+    for _, group in groupby(places, key=_rank):
+        while window := list(islice(group, WINDOW)):
+            yield from _read(store, kind, window, view)
+
+
+def _places(store: Committed, index: str, high: int) -> Iterator[Due]:
+    """Yield what is marked on an index up to a rank, page by page, each by a look of its own."""
     after = None
     while page := store.due(index, RANK_MIN, high, after=after, limit=PAGE):
-        for _, group in groupby(page, key=_rank):
-            places = list(group)
-            for first in range(0, len(places), WINDOW):
-                yield from _read(store, kind, places[first : first + WINDOW], view)
+        yield from page
         if len(page) < PAGE:
             return
         after = (page[-1].rank, page[-1].id)

@@ -72,6 +72,13 @@ BACK_OFF_SECONDS_MAX = 0.5
 SLOW_SECONDS = 2.0
 """How long to wait, at most, before a post that does not answer is asked again."""
 
+REFUSALS_MAX = 10
+"""After so many refusals in a row a post is left alone for a while, if another can be asked: by
+chance, at three in ten, that is six in a million."""
+
+CROWD = 100
+"""From so many slices in doubt on, a post that does not answer is asked less often for each."""
+
 LOOK_SECONDS = 1.0
 """After so long a loan is looked at again, although nothing of it has ended."""
 
@@ -80,7 +87,7 @@ GRACE_SECONDS = 0.5
 
 _UNSURE_SECONDS = 0.05
 _READERS = 2
-_NOT_SENT = "not sent: the post does not answer"
+_NOT_SENT = "not sent: the post does not answer, or refuses all"
 
 _ENDED = frozenset({Reason.SLICE_ENDED, Reason.SLICE_NOT_FOUND, Reason.LOAN_NOT_FOUND})
 """Refusals that say that a slice is open no more."""
@@ -140,6 +147,8 @@ class Liquidator(Persistent):
         self.broken = 0
         """How often carrying a liquidation out broke; it was begun again."""
         self.breakers: Mapping[Market, Breaker] = {market: new_breaker() for market in MARKETS}
+        self._refusals = {market: Breaker(doubts_max=REFUSALS_MAX) for market in MARKETS}
+        """How far each post says anything but no."""
         self._book = book
         self._board = board
         self._open_venues = open_venues
@@ -147,6 +156,7 @@ class Liquidator(Persistent):
         self._call_seconds = timeout_seconds + margin_seconds
         self._orders_max = orders_max
         self._loans_max = loans_max
+        self._doubted_max = max(1, loans_max // 10)
         self._rescan_seconds = rescan_seconds
         self._clock = clock
         self._owned_at = book.engine.head.committed_at
@@ -156,6 +166,9 @@ class Liquidator(Persistent):
         former owner's may be under way."""
         self._sent: set[str] = set()
         """Ids of orders that were sent, of slices that may be open still."""
+        self._doubted: Counter[Market] = Counter()
+        """Slices that are in doubt and asked for again. From a tenth of all loans on, a post that
+        does not answer gets no new ones."""
         self._heard: deque[str] = deque(maxlen=WAITING_MAX)
         self._waiting: dict[str, None] = {}
         """Loans that are known and not carried on with yet, in order."""
@@ -183,7 +196,11 @@ class Liquidator(Persistent):
         if self._is_unsure and self._tasks:
             return "nothing is sold while the book may get another owner"
         silent = [market for market, state in self.states().items() if state != "closed"]
-        return f"no answers from {', '.join(silent)}" if silent else ""
+        if silent:
+            return f"no answers from {', '.join(silent)}"
+        now = time.monotonic()
+        refusing = [name for name, of in self._refusals.items() if of.state(now) != "closed"]
+        return f"all orders are refused by {', '.join(refusing)}" if refusing else ""
 
     def states(self) -> dict[Market, State]:
         """Return how each post's breaker stands."""
@@ -430,8 +447,19 @@ class Liquidator(Persistent):
         return ()
 
     def _answers(self, market: Market) -> bool:
-        """Whether a post can be asked for something new."""
-        return self.breakers[market].state(time.monotonic()) != "open"
+        """Whether a post can be asked for something new.
+
+        While it is silent a new slice tries it now and then, and is in doubt itself. However
+        long that lasts, the loans that wait for it do not take the places of all others: what
+        is in doubt is asked for all the time, and shows as well when the post answers again.
+        """
+        now = time.monotonic()
+        if self._refusals[market].state(now) == "open":
+            return False
+        state = self.breakers[market].state(now)
+        return state == "closed" or (
+            state == "half_open" and self._doubted[market] < self._doubted_max
+        )
 
     # ── a slice ───────────────────────────────────────────────────────────────────
 
@@ -442,16 +470,22 @@ class Liquidator(Persistent):
             return "gone"
         quantity = format_amount(part.quantity, SCALE)
         doubts = 0
-        while True:
-            answer = await self._ask(venues, part, quantity)
-            if answer is None:
-                self.withdrawn[part.market] += 1
-                await self._book_end(_end(part, Failed(_NOT_SENT)), part)
-                return "withdrawn"
-            if not isinstance(answer, InDoubt) and await self._book_end(_end(part, answer), part):
-                return "filled" if isinstance(answer, Filled) else "failed"
-            doubts += 1
-            await self._rest(self._patience(part.market, doubts))
+        try:
+            while True:
+                answer = await self._ask(venues, part, quantity)
+                if answer is None:
+                    self.withdrawn[part.market] += 1
+                    await self._book_end(_end(part, Failed(_NOT_SENT)), part)
+                    return "withdrawn"
+                if not isinstance(answer, InDoubt) and await self._book_end(
+                    _end(part, answer), part
+                ):
+                    return "filled" if isinstance(answer, Filled) else "failed"
+                doubts += 1
+                self._doubted[part.market] += doubts == 1
+                await self._rest(self._patience(part.market, doubts))
+        finally:
+            self._doubted[part.market] -= doubts > 0
 
     async def _ask(
         self, venues: Venues, part: Slice, quantity: str
@@ -465,12 +499,14 @@ class Liquidator(Persistent):
         async with self._slots[market]:
             if not self._is_admitted(part):
                 return None
-            await self._until_sure()
+            until = await self._until_sure()
             self._sent.add(part.request_id)
             self.orders[market] += 1
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._timeout_seconds):
-                    answer = await venues.sell(market, part.request_id, quantity)
+                async with asyncio.timeout(until - time.monotonic()):
+                    answer = await venues.sell(
+                        market, part.request_id, quantity, partial(self._may_send, until)
+                    )
         match answer:
             case InDoubt(reason=reason):
                 self.in_doubt[market] += 1
@@ -481,22 +517,32 @@ class Liquidator(Persistent):
             case Filled():
                 self.filled[market] += 1
                 breaker.answered()
+                self._refusals[market].answered()
             case Failed():
                 self.failed[market] += 1
                 breaker.answered()
+                self._refusals[market].doubted(time.monotonic())
         return answer
 
-    async def _until_sure(self) -> None:
-        """Wait until the book is surely ours until an order is answered. Raises _Ending.
+    async def _until_sure(self) -> float:
+        """Wait until the book is surely ours until an order is answered; return when that must be.
 
-        What follows is done without any wait in between.
+        That is reckoned from before the book is asked: what stands still after it has asked
+        is late, however long it stood. Raises _Ending.
         """
+        until = time.monotonic() + self._timeout_seconds
         while not self._book.is_sure_for(self._call_seconds):
             self._is_unsure = True
             await self._rest(_UNSURE_SECONDS)
+            until = time.monotonic() + self._timeout_seconds
         self._is_unsure = False
         if self._ending.is_set():
             raise _Ending
+        return until
+
+    def _may_send(self, until: float) -> bool:
+        """Whether an order may still be written: it is not too late, and the book is ours."""
+        return time.monotonic() < until and self._book.is_sure
 
     def _is_admitted(self, part: Slice) -> bool:
         """Whether a slice is to be asked for: it may be out, its post answers, or no other can.
@@ -505,18 +551,23 @@ class Liquidator(Persistent):
         """
         if part.request_id in self._sent or part.placed_at <= self._owned_at:
             return True
-        if self.breakers[part.market].admits(time.monotonic()):
-            return True
+        now, market = time.monotonic(), part.market
+        if self._answers(market):
+            return self._refusals[market].admits(now) and self.breakers[market].admits(now)
         known = (*self._board.latest(), *part.quotes)
         return not any(
             quote.market != part.market and self._answers(quote.market) for quote in known
         )
 
     def _patience(self, market: Market, doubts: int) -> float:
-        """Return how long to wait before a post is asked again for what is in doubt."""
+        """Return how long to wait before a post is asked again for what is in doubt.
+
+        A silent one is asked so often a second at most, by however many loans.
+        """
         if self.breakers[market].state(time.monotonic()) == "closed":
             return _back_off(doubts)
-        return random.uniform(SLOW_SECONDS / 2, SLOW_SECONDS)  # noqa: S311 - jitter
+        crowd = max(1.0, self._doubted[market] / CROWD)
+        return random.uniform(SLOW_SECONDS / 2, SLOW_SECONDS) * crowd  # noqa: S311 - jitter
 
     async def _book_end(self, command: FillSlice | FailSlice, part: Slice) -> bool:
         """Book what became of a slice; False where the book cannot take what the post says.

@@ -48,7 +48,8 @@ class QuoteBoard:
 
         Markets whose prices differ by more than `deviation_percent` of the lower one say
         nothing together; a quote that differs by more than `jump_percent` from its market's
-        last one is not taken. Both look at the largest quantity that both quotes have.
+        last one is not taken. Both look at every quantity that both quotes have: each of
+        them values loans of its size.
         """
         self._age = int(Decimal(str(age_seconds)) * 1_000_000)
         self._deviation = _ratio(deviation_percent)
@@ -67,6 +68,11 @@ class QuoteBoard:
                 self._last[quote.market] = quote
                 self._ids[quote.market].append(quote.id)
             return verdict
+
+    def adopt(self, quotes: Sequence[Quote]) -> None:
+        """Take what another board has accepted, whatever it says and however old it is."""
+        with self._lock:
+            self._last.update({quote.market: quote for quote in quotes})
 
     def fresh(self, now: int) -> tuple[Quote, ...]:
         """Return the quotes that decisions may stand on; none where the markets differ too much."""
@@ -141,24 +147,21 @@ class QuoteBoard:
         return abs(now - quote.received_at) <= self._age and abs(now - quote.at) <= self._age
 
     def _is_jump(self, before: Quote, after: Quote) -> bool:
-        """Whether a market's price has moved by more than is believed."""
-        pair = _common(before, after)
-        if pair is None:
-            return False
-        old, new = pair
+        """Whether a market's price of any quantity has moved by more than is believed."""
         percent, parts = self._jump
-        return abs(new - old) * 100 * parts > percent * old
+        return any(
+            abs(new - old) * 100 * parts > percent * old for old, new in _common(before, after)
+        )
 
     def _is_deviating(self, quotes: Sequence[Quote]) -> bool:
         """Whether two markets say what cannot both be right."""
         if len(quotes) < len(MARKETS):
             return False
-        pair = _common(*quotes)
-        if pair is None:
-            return False
-        low, high = sorted(pair)
         percent, parts = self._deviation
-        return (high - low) * 100 * parts > percent * low
+        return any(
+            abs(one - other) * 100 * parts > percent * min(one, other)
+            for one, other in _common(*quotes)
+        )
 
     def _counting(self, now: int) -> tuple[Quote, ...]:
         return tuple(quote for quote in self.latest() if self._is_counting(quote, now))
@@ -187,13 +190,12 @@ def _ratio(percent: float) -> tuple[int, int]:
     return Decimal(str(percent)).as_integer_ratio()
 
 
-def _common(one: Quote, other: Quote) -> tuple[int, int] | None:
-    """Return both prices of the largest quantity that both quote; None where there is none."""
+def _common(one: Quote, other: Quote) -> list[tuple[int, int]]:
+    """Return both prices of every quantity that both quote."""
     prices = {level.quantity: level.sell for level in other.levels}
-    for level in reversed(one.levels):
-        if level.quantity in prices:
-            return level.sell, prices[level.quantity]
-    return None
+    return [
+        (level.sell, prices[level.quantity]) for level in one.levels if level.quantity in prices
+    ]
 
 
 def _best(quotes: Sequence[Quote], quantity: int) -> dict[str, Any] | None:

@@ -3,7 +3,9 @@
 An order has three outcomes: filled, failed, or in doubt. Only a body that names our order and
 says what was sold, or says that nothing was, is believed; so is a 4xx. All else, silence too,
 may hide an order that was carried out: it is in doubt, and has to be asked for again under the
-same id at the same post. The client is imported when it is needed, because that takes a while.
+same id at the same post. Each order has a connection of its own: a failure need not name its
+order, and one that is told twice must not be taken for the next order's. The client is imported
+when it is needed, because that takes a while.
 """
 
 import re
@@ -26,7 +28,6 @@ BODY_LENGTH_MAX = 65_536
 CONNECTIONS_MAX = 256
 CONNECTIONS_PER_POST_MAX = 128
 
-_KEEP_SECONDS = 15.0
 _TEXT_LENGTH_MAX = 200
 _IN_DOUBT_CODES = frozenset({408, 409, 425, 429})
 """Codes of 4xx that do not say that the order was refused for good. A conflict may mean that the
@@ -138,7 +139,7 @@ def client() -> ModuleType:
 
 
 class Venues:
-    """Both posts, behind one pool of connections; it belongs to the event loop that entered it."""
+    """Both posts; it belongs to the event loop that entered it."""
 
     def __init__(
         self,
@@ -152,13 +153,14 @@ class Venues:
         Raises ExtraMissing, and ValueError for what is no URL.
         """
         self._aiohttp = client()
+        self._timely = _timely_body(self._aiohttp)
         self._urls = {market: _base(url) for market, url in urls.items()}
         self._timeout_seconds = timeout_seconds
         self._item = item
         self._session: Any = None
 
     async def __aenter__(self) -> Self:
-        """Open the pool; connections are made when they are needed."""
+        """Make ready; connections are made when they are needed."""
         timeout = self._aiohttp.ClientTimeout(
             total=self._timeout_seconds,
             connect=self._timeout_seconds,
@@ -169,7 +171,7 @@ class Venues:
             connector=self._aiohttp.TCPConnector(
                 limit=CONNECTIONS_MAX,
                 limit_per_host=CONNECTIONS_PER_POST_MAX,
-                keepalive_timeout=_KEEP_SECONDS,
+                force_close=True,  # an answer that comes twice is never that to another order
             ),
             timeout=timeout,
             headers=_HEADERS,
@@ -182,19 +184,25 @@ class Venues:
         """Close all connections; what is under way ends in doubt."""
         await self._session.close()
 
-    async def sell(self, market: Market, request_id: str, quantity: str) -> Answer:
+    async def sell(
+        self,
+        market: Market,
+        request_id: str,
+        quantity: str,
+        may_send: Callable[[], bool] = lambda: True,
+    ) -> Answer:
         """Sell so many BESKAR at the market's price, once, however often this id is asked for.
 
-        Whatever the network or the post does is an answer. Refusals: those of `money.parse`
-        for a quantity that is no amount.
+        `may_send` is asked when the connection stands and nothing but the writing is left:
+        the process may have stood still meanwhile. Whatever the network or the post does is
+        an answer. Refusals: those of `money.parse` for a quantity that is no amount.
         """
         dialect = _DIALECTS[market]
         quantity = canonical(quantity)
         order = dialect.order(request_id, quantity, self._item)
+        data = self._timely(msgspec.json.encode(order), may_send)
         try:
-            status, body = await self._call(
-                "POST", self._urls[market] + dialect.path, msgspec.json.encode(order)
-            )
+            status, body = await self._call("POST", self._urls[market] + dialect.path, data)
         except _Doubt as doubt:
             return InDoubt(str(doubt))
         return read_answer(market, order, quantity, status, body)
@@ -207,7 +215,7 @@ class Venues:
             return False
         return status == 200
 
-    async def _call(self, method: str, url: str, data: bytes | None) -> tuple[int, bytes]:
+    async def _call(self, method: str, url: str, data: Any) -> tuple[int, bytes]:
         """Ask once, and return status and body. Raises _Doubt; a cancelled call stays cancelled."""
         try:
             async with self._session.request(
@@ -223,6 +231,26 @@ class Venues:
             raise _Doubt("it did not answer in time") from None
         except (self._aiohttp.ClientError, OSError, ValueError) as error:
             raise _Doubt(_clean(f"{type(error).__name__}: {error}")) from None
+
+
+def _timely_body(aiohttp: ModuleType) -> Callable[[bytes, Callable[[], bool]], Any]:
+    """Return what makes a body that is written only if it may be, asked right before that.
+
+    The client writes the head of a request together with its body, in a task of its own that
+    may come to its turn late.
+    """
+
+    class Body(aiohttp.BytesPayload):  # type: ignore[misc, name-defined] # imported lazily
+        def __init__(self, data: bytes, may_send: Callable[[], bool]) -> None:
+            super().__init__(data, content_type="application/json")
+            self._may_send = may_send
+
+        async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+            if not self._may_send():
+                raise aiohttp.ClientConnectionError("it was too late to send it")
+            await super().write_with_length(writer, content_length)
+
+    return Body
 
 
 def read_answer(market: Market, order: Order, quantity: str, status: int, body: bytes) -> Answer:
