@@ -61,7 +61,7 @@ test: setup ## the tests, without the heavy ones
 	@$(BIN)/pytest -n $(WORKERS) -m 'not heavy' $(PYTEST_ARGS) $(TESTS)
 
 heavy: setup ## the heavy tests only: crashes, load, fuzzing
-	@$(BIN)/pytest -n $(WORKERS) -m heavy $(PYTEST_ARGS) $(TESTS)
+	@$(BIN)/pytest -n $(WORKERS) -m heavy --durations=25 $(PYTEST_ARGS) $(TESTS)
 
 check: setup ## format, lint, types, import directions
 	@$(BIN)/ruff format --quiet --check --diff

@@ -178,7 +178,8 @@ class Loans(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     differ by more than `deviation_percent`, or a quote that differs by more than
     `jump_percent` from the one before it, start nothing new. An order waits
     `venue_timeout_seconds`, and is sent only while the book is ours for that and
-    `venue_margin_seconds` more. `is_push_open` lets whoever may write loans push prices over HTTP.
+    `venue_margin_seconds` more. `is_push_open` lets the lender's desk push prices over HTTP, to the
+    process that owns the book.
     """
 
     is_watched: bool = False
@@ -419,6 +420,11 @@ def _check_loans(config: Config) -> None:
         value = getattr(loans, name)
         if not low <= value <= high:
             raise ConfigError(f"loans.{name} is {value:g}, not {low:g} to {high:g}")
+    if loans.is_push_open and config.server.workers > 1:
+        raise ConfigError(
+            "loans.is_push_open is of no use with server.workers above 1: the process that owns the "
+            "book speaks no HTTP then"
+        )
     seconds = loans.venue_timeout_seconds + loans.venue_margin_seconds
     is_leased = config.is_watching_loans and config.store.url
     if is_leased and seconds >= config.cluster.lease_seconds * 2 / 3:

@@ -121,6 +121,10 @@ def test_a_variable_is_read_as_its_setting(variable: str, text: str, name: str, 
         ({"AWS_ENDPOINT_URL": "localhost:4566"}, "aws.endpoint is 'localhost:4566', not like http"),
         ({"MOS_ESPA_URL": ""} | {"PENNYWEIGHT_LOANS_MOS_ESPA_URL": ""}, "loans.mos_espa_url is ''"),
         ({"BLACK_SPIRE_URL": "http://h/?x"}, "loans.black_spire_url is 'http://h/?x', not like"),
+        (
+            {"PENNYWEIGHT_LOANS_IS_PUSH_OPEN": "true", "PENNYWEIGHT_SERVER_WORKERS": "2"},
+            "loans.is_push_open is of no use with server.workers above 1",
+        ),
         ({"PENNYWEIGHT_LOANS_AGE_SECONDS": "0"}, "loans.age_seconds is 0, not 0.1 to 3600"),
         ({"PENNYWEIGHT_LOANS_DIALECT": "old"}, "loans.dialect (PENNYWEIGHT_LOANS_DIALECT)"),
         (

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -503,7 +503,7 @@ def test_no_commit_in_time_is_an_unknown_outcome(is_hot: bool) -> None:
 
 
 @pytest.mark.parametrize("is_hot", [True, False])
-def test_full_queue_is_told_at_once(is_hot: bool) -> None:
+def test_full_queue_is_told_when_the_time_is_over(is_hot: bool) -> None:
     store = Slow()
     table = routes_of(loans.routes("seed", None, answer_seconds=0.2))
     with Served(table if is_hot else long_way(table), store=store, queue_max=20) as bank:
@@ -514,9 +514,23 @@ def test_full_queue_is_told_at_once(is_hot: bool) -> None:
         answer = bank.post("/loan-applications", {**APPLY, "requestId": "r-9"})
         assert (answer.status, answer.json["code"]) == (503, "queue_full")
         assert answer.headers["retry-after"] == "1"
-        threading.Event().wait(0.3)  # its time passes, and changes nothing
         store.may_append.set()
         assert bank.post("/loan-applications", APPLY).status == 202
+        assert [loan["loanId"] for loan in bank.get("/loans")["loans"]] == ["L-1"]
+
+
+@pytest.mark.parametrize("is_hot", [True, False])
+def test_what_finds_the_queue_full_is_taken_when_there_is_room(is_hot: bool) -> None:
+    store = Slow()
+    table = routes_of(loans.routes("seed", None, answer_seconds=20))
+    with Served(table if is_hot else long_way(table), store=store, queue_max=20) as bank:
+        store.may_append.clear()
+        for _ in range(22):
+            with suppress(QueueFull):
+                bank.book.submit(Submission(SetLiquidations("normal")))
+        threading.Timer(0.3, store.may_append.set).start()
+        answer = bank.post("/loan-applications", APPLY)
+        assert (answer.status, answer.json["loanId"]) == (202, "L-1")
 
 
 # ── the list ──────────────────────────────────────────────────────────────────────

@@ -13,7 +13,14 @@ import structlog
 
 from pennyweight.delivery.http.guard import Guard
 from pennyweight.delivery.http.metrics import Metrics
-from pennyweight.delivery.http.routes import CommandRoute, Parsed, ReadRoute, Reply, Request
+from pennyweight.delivery.http.routes import (
+    CommandRoute,
+    Parsed,
+    Patient,
+    ReadRoute,
+    Reply,
+    Request,
+)
 from pennyweight.delivery.http.wire import RETRY, BadRequest, error_reply, problem, problem_of
 from pennyweight.engine.engine import QueueFull, Submission
 from pennyweight.engine.port import StoreUnavailable
@@ -59,7 +66,11 @@ class Desk:
                 parsed = route.parse(request, self.book.standing)
             if isinstance(parsed, Submission):
                 parsed.ticket = ticket or _Single(self, route, request, done)
-                self.book.submit(parsed)
+                try:
+                    self.book.submit(parsed)
+                except (QueueFull, Unavailable) as error:
+                    if not isinstance(parsed, Patient) or not parsed.wait(self.book.submit, error):
+                        raise
                 return (parsed,)
             if isinstance(parsed, Reply):
                 done(parsed)

@@ -66,6 +66,16 @@ class Documentation(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, str] = {}
 
 
+class Patient(Submission):
+    """A submission that would rather wait a moment than be turned away at once."""
+
+    __slots__ = ()
+
+    def wait(self, submit: Callable[[Submission], object], error: Exception) -> bool:
+        """Try again later, as long as there is time; False to be turned away for this error."""
+        raise NotImplementedError
+
+
 Parsed = Submission | list[Submission] | Reply
 """What is to be submitted, one or a list that is not atomic; or the answer already."""
 
