@@ -6,8 +6,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from pennyweight.delivery.cli.shared import Json, UserError, host_and_port, print_json
-from pennyweight.delivery.cli.simulate_venues import told_to_stop
+from pennyweight.delivery.cli.shared import Json, UserError, host_and_port, print_json, told_to_stop
 from pennyweight.simulators.borrowers import ACTORS_MAX, PATIENCE_SECONDS, Borrowers, HttpBank
 
 

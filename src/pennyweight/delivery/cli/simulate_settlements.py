@@ -1,17 +1,14 @@
 """`pennyweight simulate settlements`: a venue that settles what is withdrawn."""
 
 import secrets
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
 
-from pennyweight.delivery.cli.shared import Json, UserError, host_and_port, print_json
+from pennyweight.delivery.cli.shared import Json, UserError, host_and_port, print_json, told_to_stop
 from pennyweight.links.errors import ExtraMissing, LinkError
 from pennyweight.simulators.venue import Odds, Venue
 from pennyweight.simulators.venue_links import Exchange, OverHttp, OverKafka
@@ -95,7 +92,7 @@ def settlements(
             exchange = OverKafka(kafka, events=events, settlements=topic, group=group)
         else:
             exchange = OverHttp(host_and_port(address), token)
-        with _told_to_stop() as stop:
+        with told_to_stop() as stop:
             _trade(venue, exchange, rate=rate, seconds=seconds, count=count, stop=stop)
     except (ExtraMissing, LinkError) as error:
         raise UserError(str(error)) from None
@@ -138,19 +135,6 @@ def _trade(
                 stop.wait(_NAP_SECONDS)
     finally:
         exchange.close()
-
-
-@contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """Let Ctrl-C and SIGTERM end it in order."""
-    stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show(told: Told) -> None:

@@ -1,15 +1,11 @@
 """`pennyweight simulate venues`: both trading posts, their prices and their order books."""
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import msgspec
 from cyclopts import Parameter
 
-from pennyweight.delivery.cli.shared import Json, UserError, host_and_port, print_json
+from pennyweight.delivery.cli.shared import Json, UserError, host_and_port, print_json, told_to_stop
 from pennyweight.links.aws import Aws
 from pennyweight.links.errors import ExtraMissing
 from pennyweight.products.loans.shared import MARKETS, Market
@@ -153,19 +149,6 @@ def venues(
     else:
         _show(told)
     return 0
-
-
-@contextmanager
-def told_to_stop() -> Iterator[threading.Event]:
-    """Let Ctrl-C and SIGTERM end it in order."""
-    stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check(odds: Odds, other_items: float, interval: float) -> None:
