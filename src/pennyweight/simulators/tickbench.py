@@ -121,8 +121,12 @@ def measure_ticks(
     return figures
 
 
+TIES_MAX = 100
+"""Loans at most that stand as high as the last one that is to be due, or as good as."""
+
+
 class _Crowd:
-    """The loans that the price reaches first when it falls: a few more than are to be due."""
+    """The loans that the price reaches first when it falls: those to be due, and who ties with them."""
 
     def __init__(self, due: int) -> None:
         self._due = due
@@ -131,7 +135,7 @@ class _Crowd:
     def add(self, balance: int, collateral: int) -> None:
         """Look at a loan; units are the book's."""
         ratio = Fraction(balance * 1_000, collateral * _PER_MILLE[level_of(collateral)])
-        if len(self._heap) <= self._due:
+        if len(self._heap) < self._due + TIES_MAX:
             heapq.heappush(self._heap, (ratio, balance, collateral))
         elif ratio > self._heap[0][0]:
             heapq.heapreplace(self._heap, (ratio, balance, collateral))
