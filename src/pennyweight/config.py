@@ -36,6 +36,9 @@ ALIASES = {
 }
 """Variables by the names that others gave them; of two for one setting the later, and ours win."""
 
+DESK_FACES = ("loan-desk",)
+"""Faces that cannot be opened to callers without a key."""
+
 FACES = ("ledger", "payments", "wallet", "withdrawals", "loans", "portfolios")
 
 WORKERS_MAX = 64
@@ -46,11 +49,12 @@ _HIDDEN = "***"
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _BROKER = re.compile(r"\s*(\[[0-9a-fA-F:.]+\]|[^\s:/,]+):[0-9]{1,5}\s*")
 _BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_USER_INFO = re.compile(r"(//)[^/@]*@")
 _HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 _LOANS_BOUNDS = {
     "age_seconds": (0.1, 3_600.0),
-    "deviation_percent": (0.0, 100.0),
-    "jump_percent": (0.0, 100.0),
+    "deviation_percent": (0.1, 100.0),
+    "jump_percent": (0.1, 100.0),
     "venue_timeout_seconds": (0.05, 30.0),
     "venue_margin_seconds": (0.05, 30.0),
 }
@@ -245,6 +249,8 @@ class Loaded(msgspec.Struct, frozen=True):
         values["store.url"] = shown(values["store.url"])
         if values["cluster.secret"]:
             values["cluster.secret"] = _HIDDEN
+        for name in ("aws.endpoint", "loans.mos_espa_url", "loans.black_spire_url"):
+            values[name] = _USER_INFO.sub(rf"\1{_HIDDEN}@", values[name])
         values["kafka.options"] = [_without_password(option) for option in values["kafka.options"]]
         return values
 
@@ -400,6 +406,8 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
             raise ConfigError(f"kafka.options has {option!r}, which is not name=value")
     _check_loans(config)
     for face in config.auth.open_faces:
+        if face in DESK_FACES:
+            raise ConfigError(f"auth.open_faces names {face!r}, which is never open without a key")
         if face not in FACES:
             raise ConfigError(f"auth.open_faces names {face!r}; faces are {', '.join(FACES)}")
 

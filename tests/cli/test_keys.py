@@ -58,6 +58,21 @@ def test_a_wrong_scope_is_wrong_usage(tmp_path: Path, cli: Cli, scopes: tuple[st
     assert keys.load(tmp_path) == []
 
 
+@pytest.mark.parametrize("scope", ["loan:write", "nope:read", "Wallet:write"])
+def test_a_face_that_is_not_there_is_wrong_usage(tmp_path: Path, cli: Cli, scope: str) -> None:
+    ran = cli("keys", "create", "wallet:read", scope, "--data", tmp_path)
+    assert ran.code == 2
+    assert f"there is no face {scope.partition(':')[0]!r}; faces are ledger, " in ran.err
+    assert keys.load(tmp_path) == []
+
+
+def test_a_key_for_the_loan_desk(tmp_path: Path, cli: Cli) -> None:
+    cli("keys", "create", "loan-desk:write", "--data", tmp_path)
+    [key] = keys.load(tmp_path)
+    assert key.allows("loan-desk", is_write=True)
+    assert not key.allows("loans", is_write=False)
+
+
 def test_no_keys(tmp_path: Path, cli: Cli) -> None:
     assert cli("keys", "list", "--data", tmp_path).out.startswith("there are no keys")
     assert cli("keys", "list", "--data", tmp_path, "--json").json == []

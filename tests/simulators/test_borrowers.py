@@ -285,7 +285,8 @@ def test_http_bank_reads_prices(status, body, expected, monkeypatch):
 
 
 def test_command_tells_what_its_clients_did(capsys):
-    assert clients(address="127.0.0.1:9", seconds=0.5, rate=50, seed=4, json=True) == 0
+    with pytest.raises(UserError, match="nothing was accepted"):
+        clients(address="127.0.0.1:9", seconds=0.5, rate=50, seed=4, json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["seed"] == 4
     assert told["counts"]["client"] >= 10

@@ -158,7 +158,6 @@ class Appraiser(Persistent):
         self._inbox: queue.SimpleQueue[tuple[_Place, Kind, Outcome] | None] = queue.SimpleQueue()
         """Outcomes, and None to wake the thread."""
         self._is_noticed = True
-        self._is_without_quotes = True
         self._topped: deque[str] = deque()
         self._in_flight: set[_Place] = set()
         self._resting: dict[_Place, float] = {}
@@ -170,7 +169,8 @@ class Appraiser(Persistent):
         """Why nothing is decided by prices, for `/readyz`; "" while all is well."""
         if self._down:
             return self._down
-        return "no fresh quotes, or they are too far apart" if self._is_without_quotes else ""
+        is_blind = not self._board.fresh(self._clock())
+        return "no fresh quotes, or they are too far apart" if is_blind else ""
 
     def notice(self) -> None:
         """Hear of a new quote; from any thread."""
@@ -216,7 +216,6 @@ class Appraiser(Persistent):
         """
         started = time.monotonic()
         view = self._view()
-        self._is_without_quotes = view is None
         if view is None:
             return 0
         self.ticks += 1

@@ -195,12 +195,16 @@ class Liquidator(Persistent):
             return self._down or self._trouble
         if self._is_unsure and self._tasks:
             return "nothing is sold while the book may get another owner"
-        silent = [market for market, state in self.states().items() if state != "closed"]
+        silent = self._shut(self.breakers)
         if silent:
             return f"no answers from {', '.join(silent)}"
-        now = time.monotonic()
-        refusing = [name for name, of in self._refusals.items() if of.state(now) != "closed"]
+        refusing = self._shut(self._refusals)
         return f"all orders are refused by {', '.join(refusing)}" if refusing else ""
+
+    def _shut(self, breakers: Mapping[Market, Breaker]) -> list[Market]:
+        """Return which posts are left alone; once nobody needs them, that is over after a rest."""
+        now, bad = time.monotonic(), {"open", "half_open"} if self._tasks else {"open"}
+        return [market for market, breaker in breakers.items() if breaker.state(now) in bad]
 
     def states(self) -> dict[Market, State]:
         """Return how each post's breaker stands."""
@@ -362,11 +366,23 @@ class Liquidator(Persistent):
                     end = sales.pop(number).result()
                     failures = failures + 1 if end == "failed" else 0
                     if failures:
-                        not_before = time.monotonic() + _back_off(failures)
+                        not_before = time.monotonic() + self._patience_after(failures)
         finally:
             for task in sales.values():
                 task.cancel()
             await asyncio.gather(*sales.values(), return_exceptions=True)
+
+    def _patience_after(self, failures: int) -> float:
+        """Return how long to wait before more is placed for a loan whose slices fail.
+
+        Where no post that quotes is worth asking, each loan tries it now and then, and all of
+        them together so often a second at most: a slice is an entry of the journal.
+        """
+        known = [quote.market for quote in self._board.latest()] or MARKETS
+        if any(self._answers(market) for market in known):
+            return _back_off(failures)
+        crowd = max(1.0, len(self._tasks) / CROWD)
+        return random.uniform(SLOW_SECONDS / 2, SLOW_SECONDS) * crowd  # noqa: S311 - jitter
 
     async def _look_at(
         self,
@@ -518,10 +534,14 @@ class Liquidator(Persistent):
                 self.filled[market] += 1
                 breaker.answered()
                 self._refusals[market].answered()
-            case Failed():
+            case Failed(reason=reason):
                 self.failed[market] += 1
                 breaker.answered()
-                self._refusals[market].doubted(time.monotonic())
+                refusals = self._refusals[market]
+                openings = refusals.openings
+                refusals.doubted(time.monotonic())
+                if refusals.openings > openings:
+                    log.warning("a post refuses all orders", market=market, cause=reason)
         return answer
 
     async def _until_sure(self) -> float:

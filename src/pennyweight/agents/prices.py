@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from threading import Lock
 
+import structlog
+
 from pennyweight.agents.agent import Persistent
 from pennyweight.agents.quotes import VERDICTS, QuoteBoard
 from pennyweight.engine.engine import Lane, QueueFull, Submission
@@ -51,9 +53,12 @@ SILENCE_SECONDS = 30.0
 """After so long without a message the market is said to be silent, and is subscribed to again."""
 
 STOP_SECONDS = 1.5
+WARN_SECONDS = 60.0
 PAUSE_SECONDS = 0.05
 PAYLOAD_MAX = 2_000
 ID_MAX = 100
+
+log = structlog.get_logger(__name__)
 
 Read = Callable[[Market, bytes | str, int], Quote | None]
 """Reads the quote in a body, by market and time of receipt; None for another item. Pure."""
@@ -87,6 +92,8 @@ class PriceIntake:
         self._on_quote = on_quote
         self._clock = clock
         self._lock = Lock()
+        self._warned: dict[Market, float] = {}
+        """From when on the log may be told again."""
         self._counts: dict[Market, Counter[str]] = {market: Counter() for market in TOPICS}
         self._pollers: tuple[_Poller, ...] = ()
         if aws is not None:
@@ -133,6 +140,7 @@ class PriceIntake:
             return self.judge(market, body)
         except self._bad_price as error:
             rejection = reject(PUSHED, message_id, str(error), body)
+            self.warn(market, str(error))
         self.book.submit(Submission(rejection, key=key_of(rejection), lane=Lane.TIMERS))
         self.count(market, REJECTED)
         return REJECTED
@@ -149,6 +157,16 @@ class PriceIntake:
         if verdict == "accepted":
             self._on_quote(market)
         return verdict
+
+    def warn(self, market: Market, reason: str) -> None:
+        """Say in the log that a message was no price, once a minute for each market at most."""
+        now = time.monotonic()
+        with self._lock:
+            is_due = now >= self._warned.get(market, 0.0)
+            if is_due:
+                self._warned[market] = now + WARN_SECONDS
+        if is_due:
+            log.warning("a message was no price, and is kept", market=market, reason=reason)
 
     def refusal(self, market: Market, body: str) -> str:
         """Offer a price to the board; return why it is none, "" where it is one."""
@@ -249,6 +267,7 @@ class _Poller(Persistent):
         answers: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
         waiting = 0
         for message, reason in poison:
+            self._intake.warn(self.market, reason)
             rejection = reject(self._queue, message.id, reason, message.body)
             ticket = _ticket(answers, message.receipt)
             try:

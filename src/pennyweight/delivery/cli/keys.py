@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import App, Parameter
 
+from pennyweight.config import DESK_FACES, FACES
 from pennyweight.delivery import keys
 from pennyweight.delivery.cli.shared import (
     BookName,
@@ -24,12 +25,16 @@ from pennyweight.delivery.cli.shared import (
 )
 from pennyweight.stores.places import shown
 
+_FACES = ", ".join((*FACES, *DESK_FACES))
+
 app = App(name="keys", help="Create, list and revoke API keys.", result_action="return_value")
 
 
 @app.command
 def create(
-    *scopes: Annotated[str, Parameter(help="FACE:read, FACE:write, or * for everything.")],
+    *scopes: Annotated[
+        str, Parameter(help=f"FACE:read, FACE:write, or * for everything; faces are {_FACES}.")
+    ],
     data: Data = None,
     store: StoreUrl = None,
     book: BookName = None,
@@ -43,6 +48,13 @@ def create(
 
     Example: pennyweight keys create wallet:write ledger:read --data book --note "game lobby"
     """
+    known = (*FACES, *DESK_FACES)
+    for scope in scopes:
+        face, _, right = scope.partition(":")
+        if right in {"read", "write"} and face not in known:
+            raise UserError(
+                f"{scope}: there is no face {face!r}; faces are {', '.join(known)}", code=2
+            )
     with _opened(where(data, store, book), may_begin=True) as source:
         try:
             token = keys.create(source, scopes, now=_now(), note=note)

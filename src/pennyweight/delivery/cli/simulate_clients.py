@@ -52,4 +52,6 @@ def clients(
         print_json(told)
     else:
         print(f"seed {told.seed}: " + ", ".join(f"{n} {name}" for name, n in told.counts.items()))
+    if not any(name.endswith(" 202") for name in told.counts):
+        raise UserError("nothing was accepted; is the engine there, and does it follow prices?")
     return 0

@@ -1,5 +1,8 @@
 """`pennyweight simulate venues`: both trading posts, their prices and their order books."""
 
+import sys
+import threading
+import time
 from typing import Annotated, Literal
 
 import msgspec
@@ -13,6 +16,8 @@ from pennyweight.simulators.posts import Posts, Publish
 from pennyweight.simulators.pricewalk import PriceWalk
 from pennyweight.simulators.publishing import Pusher, Topics
 from pennyweight.simulators.trading import Odds
+
+_LOOK_SECONDS = 0.2
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -133,10 +138,12 @@ def venues(
         host=host,
         ports=ports,
     )
+    if publish is None:
+        print("prices go nowhere: give --push-to an engine, or --aws an endpoint", file=sys.stderr)
     with told_to_stop() as stop, posts:
         for market, url in posts.urls.items():
             print(f"ready {market} {url}", flush=True)
-        stop.wait(seconds)
+        _wait(posts, stop, seconds)
     told = Told(
         {market: len(posts[market].executed) for market in MARKETS},
         {market: {str(f): n for f, n in posts[market].fated.items()} for market in MARKETS},
@@ -149,6 +156,16 @@ def venues(
     else:
         _show(told)
     return 0
+
+
+def _wait(posts: Posts, stop: threading.Event, seconds: float | None) -> None:
+    """Wait for the end, and say when prices do not get through."""
+    until = None if seconds is None else time.monotonic() + seconds
+    told = ""
+    while not stop.wait(_LOOK_SECONDS) and (until is None or time.monotonic() < until):
+        if posts.problem != told:
+            told = posts.problem
+            print(f"prices are lost: {told}" if told else "prices get through", file=sys.stderr)
 
 
 def _check(odds: Odds, other_items: float, interval: float) -> None:
