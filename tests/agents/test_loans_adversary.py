@@ -10,9 +10,15 @@ import pytest
 
 from lending import Posts, Rig, check_sales, quote, wait_for
 from pennyweight.agents.breaker import Breaker
-from pennyweight.agents.liquidator import Liquidator
+from pennyweight.agents.liquidator import (
+    BACK_OFF_SECONDS_MAX,
+    REFUSALS_MAX,
+    SLOW_SECONDS,
+    Liquidator,
+)
 from pennyweight.config import Aws, Config, Loans
 from pennyweight.lending import QUOTES, STATE, Desk, Ends, Window, queue_name
+from pennyweight.products.loans.shared import MARKETS
 from pennyweight.runtime.clock import wall_clock
 
 
@@ -52,6 +58,25 @@ def test_owner_that_stood_still_after_it_asked_sends_nothing(
     assert late >= 1
     assert posts.asked.total() == agent.orders.total() - late
     check_sales(rig, posts)
+
+
+# ── posts that refuse everything ──────────────────────────────────────────────────
+
+
+def test_loans_that_every_post_refuses_try_now_and_then(rig: Rig) -> None:
+    """A slice is an entry: the journal must not fill while nobody buys."""
+    agent = Liquidator(rig.book, rig.board, Posts, timeout_seconds=0.3, margin_seconds=0.02)
+    for each in (quote("mos_espa", "30"), quote("black_spire", "29")):
+        rig.board.offer(each, wall_clock())
+    assert agent._patience_after(20) <= BACK_OFF_SECONDS_MAX
+    for market in MARKETS:
+        assert agent._patience_after(20) <= BACK_OFF_SECONDS_MAX  # one of them is worth asking
+        for _ in range(REFUSALS_MAX):
+            agent._refusals[market].doubted(time.monotonic())
+    assert agent._patience_after(1) >= SLOW_SECONDS / 2
+    assert agent.status.startswith("all orders are refused by mos_espa, black_spire")
+    agent._refusals["mos_espa"].answered()
+    assert agent._patience_after(20) <= BACK_OFF_SECONDS_MAX
 
 
 # ── a post that is silent for long ────────────────────────────────────────────────
