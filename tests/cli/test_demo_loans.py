@@ -61,7 +61,8 @@ def test_loans_are_liquidated_and_told_of_across_the_fall_of_the_owner(tmp_path,
         seen += read_until(process, "requests")
         seen += read_until(process, NOTICE)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
+        out, err = process.stdout.read(), process.stderr.read()  # with what is buffered already
+        process.wait(120)
     finally:
         process.kill()
         process.communicate()
