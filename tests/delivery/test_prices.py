@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -314,3 +315,20 @@ def test_body_damaged(market: Market, data: st.DataObject) -> None:
         body[place : place + data.draw(st.integers(0, 3))] = part
     with contextlib.suppress(BadPrice):
         msgspec.json.encode(read_price(market, bytes(body), NOW))
+
+
+# ── messages of the real wire ─────────────────────────────────────────────────────
+
+CAPTURED = Path(__file__).parent / "captured"
+
+
+@pytest.mark.parametrize("market", ["mos_espa", "black_spire"])
+@pytest.mark.parametrize("emulator", ["ministack", "localstack"])
+def test_captured_envelopes_hold_what_was_published(emulator: str, market: Market) -> None:
+    name = market.replace("_", "-")
+    published = read_price(market, (CAPTURED / f"raw-{name}.json").read_bytes(), NOW)
+    wrapped = (CAPTURED / f"{emulator}-{name}.json").read_bytes()
+    assert json.loads(wrapped)["Type"] == "Notification"
+    assert published is not None
+    assert [level.quantity for level in published.levels] == [1, 10, 50, 100]
+    assert read_price(market, wrapped, NOW) == published
