@@ -66,7 +66,9 @@ class Ends:
                     endpoint = "" if config.aws.endpoint == "aws" else config.aws.endpoint
                     self._cloud = Aws(endpoint, config.aws.region)
             except ExtraMissing as error:
-                raise ConfigError(f"loans are to be watched, but {error}") from None
+                raise ConfigError(
+                    f"loans are to be watched (aws.endpoint or loans.is_watched), but {error}"
+                ) from None
 
     def of(self, book: ThreadedBook) -> list["Desk"]:
         """Return what watches the loans of a book that is owned from now on, as agents."""
