@@ -191,6 +191,23 @@ def test_who_lost_the_book_resolves_without_disturbing_the_next(database: str):
 # ── a standby that does not confirm ───────────────────────────────────────────────
 
 
+def have_commits_wait_for_nobody(database: str) -> None:
+    """Let no standby confirm any more. A reload takes effect when the checkpointer has heard of it."""
+    do(database, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    do(database, "SELECT pg_reload_conf()")
+    for number in range(1_000):
+        probe = threading.Thread(target=do, args=(database, f"CREATE TABLE probe_{number} ()"))
+        probe.start()
+        eventually(lambda: syncing_pids(database) or not probe.is_alive())  # noqa: B023 - asked at once
+        waiting = syncing_pids(database)
+        for pid in waiting:
+            do(database, f"SELECT pg_cancel_backend({pid})")
+        probe.join()
+        if waiting:
+            return
+    raise AssertionError("commits do not wait")
+
+
 def test_commit_that_no_standby_confirms_is_unknown_until_one_does(
     postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -199,8 +216,7 @@ def test_commit_that_no_standby_confirms_is_unknown_until_one_does(
         store.append(append_of(store.head()))
         batch = append_of(store.head(), key="k")
         try:
-            do(database, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-            do(database, "SELECT pg_reload_conf()")
+            have_commits_wait_for_nobody(database)
             for call, expected in (
                 (lambda: store.append(batch), (OutcomeUnknown, "")),
                 (lambda: store.resolve(batch), (StoreUnavailable, "store_unconfirmed")),
