@@ -117,6 +117,9 @@ def test_application_with_its_first_collateral(stage):
 def test_unexpected_inputs_are_refused_gracefully(stage, words, code):
     stage.play(f"when\n loans.apply_for_loan {words} -> {code}")
     assert stage.refused(ApplyForLoan("a\nb", "ann", "5")) == "loan_id_invalid"
+
+
+def test_loan_id_that_no_json_can_carry(stage):
     assert stage.refused(ApplyForLoan("\ud800", "ann", "5")) == "loan_id_invalid"
 
 

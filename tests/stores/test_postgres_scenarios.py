@@ -14,7 +14,10 @@ SCENARIOS = ["tests/ledger/test_scenarios.py", "tests/products/test_wallet.py"]
 MORE_SCENARIOS = [
     "tests/ledger/test_owed.py",
     "tests/ledger/test_refusals.py",
+    "tests/products/test_loans.py",
     "tests/products/test_payments.py",
+]
+STILL_MORE_SCENARIOS = [
     "tests/products/test_withdrawals.py",
     "tests/products/test_withdrawals_controls.py",
     "tests/products/test_withdrawals_events.py",
@@ -26,7 +29,11 @@ UNORDERED = "many_threads"
 
 @pytest.mark.parametrize(
     ("files", "least"),
-    [(SCENARIOS, 200), pytest.param(MORE_SCENARIOS, 3_000, marks=pytest.mark.heavy)],
+    [
+        (SCENARIOS, 200),
+        pytest.param(MORE_SCENARIOS, 1_000, marks=pytest.mark.heavy),
+        pytest.param(STILL_MORE_SCENARIOS, 1_000, marks=pytest.mark.heavy),
+    ],
 )
 def test_scenarios_come_out_alike(postgres: PostgresServer, files: list[str], least: int):
     found = subprocess.run(
@@ -38,7 +45,7 @@ def test_scenarios_come_out_alike(postgres: PostgresServer, files: list[str], le
         capture_output=True,
         text=True,
         check=False,
-        timeout=290,
+        timeout=900,
     )
     assert found.returncode == 0, found.stdout[-5_000:]
     executed = re.search(r"on both: (\d+)", found.stdout)
