@@ -96,10 +96,10 @@ def test_age_later_by_the_older_clock(board: QuoteBoard, at: int, received_at: i
     offered = quote(at=NOW + at * SECOND, received_at=NOW + received_at * SECOND)
     board.offer(offered, NOW)
     until = NOW + (min(at, received_at) + 10) * SECOND
-    assert board.fresh_until(NOW) == until
+    assert board.counts_until(board.fresh(NOW)) == until
     assert board.fresh(until) == (offered,)
     assert board.fresh(until + 1) == ()
-    assert board.fresh_until(until + 1) == 0
+    assert board.counts_until(board.fresh(until + 1)) == 0
     assert board.latest() == (offered,)
 
 
@@ -109,12 +109,12 @@ def test_clock_that_went_back_counts_nothing(board: QuoteBoard) -> None:
     assert board.fresh(NOW - 10 * SECOND - 1) == ()
 
 
-def test_fresh_until_by_the_oldest(board: QuoteBoard) -> None:
+def test_counts_until_by_the_oldest(board: QuoteBoard) -> None:
     board.offer(quote(at=NOW - 2 * SECOND), NOW)
     board.offer(quote("black_spire", at=NOW - 5 * SECOND), NOW)
-    assert board.fresh_until(NOW) == NOW + 5 * SECOND
+    assert board.counts_until(board.fresh(NOW)) == NOW + 5 * SECOND
     assert board.counts_until(board.fresh(NOW)[:1]) == NOW + 8 * SECOND
-    assert board.fresh_until(NOW + 6 * SECOND) == NOW + 8 * SECOND
+    assert board.counts_until(board.fresh(NOW + 6 * SECOND)) == NOW + 8 * SECOND
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_deviation_bounds(board: QuoteBoard, price: int, is_deviating: bool) -> 
     board.offer(quote("black_spire", price, at=NOW + 5 * SECOND), NOW)
     assert board.state(NOW)["is_deviating"] == is_deviating
     assert len(board.fresh(NOW)) == (0 if is_deviating else 2)
-    assert (board.fresh_until(NOW) == 0) == is_deviating
+    assert (board.counts_until(board.fresh(NOW)) == 0) == is_deviating
     assert len(board.latest()) == 2
     # One that is dead contradicts nobody.
     board.offer(quote("black_spire", price, at=NOW + 6 * SECOND, received_at=NOW + SECOND), NOW)

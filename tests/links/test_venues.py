@@ -106,16 +106,6 @@ def test_quantity_that_is_none_is_the_callers_fault():
         sell_all({"mos_espa": NOWHERE}, ("mos_espa", "r", "1]"))
 
 
-def test_health(posts):
-    async def run(urls):
-        async with Venues(urls, timeout_seconds=10) as venues:
-            return [await venues.health(market) for market in MARKETS]
-
-    assert asyncio.run(run(posts.urls)) == [True, True]
-    sick = {"mos_espa": posts.urls["mos_espa"] + "/lost", "black_spire": NOWHERE}
-    assert asyncio.run(run(sick)) == [False, False]
-
-
 # ── posts that misbehave ──────────────────────────────────────────────────────────
 
 

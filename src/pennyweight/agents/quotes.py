@@ -79,14 +79,6 @@ class QuoteBoard:
         found = self._counting(now)
         return () if self._is_deviating(found) else found
 
-    def fresh_until(self, now: int) -> int:
-        """Return how long what is fresh now stays so; 0 where nothing is.
-
-        A quote may come between this question and that for the quotes: who asks for both
-        takes `counts_until` of the quotes it got.
-        """
-        return self.counts_until(self.fresh(now))
-
     def counts_until(self, quotes: Sequence[Quote]) -> int:
         """Return the last moment at which all of these quotes count; 0 for none."""
         return min((min(quote.at, quote.received_at) + self._age for quote in quotes), default=0)

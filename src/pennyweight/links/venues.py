@@ -202,25 +202,15 @@ class Venues:
         order = dialect.order(request_id, quantity, self._item)
         data = self._timely(msgspec.json.encode(order), may_send)
         try:
-            status, body = await self._call("POST", self._urls[market] + dialect.path, data)
+            status, body = await self._post(self._urls[market] + dialect.path, data)
         except _Doubt as doubt:
             return InDoubt(str(doubt))
         return read_answer(market, order, quantity, status, body)
 
-    async def health(self, market: Market) -> bool:
-        """Return whether the post says that it is well."""
-        try:
-            status, _ = await self._call("GET", self._urls[market] + "/health", None)
-        except _Doubt:
-            return False
-        return status == 200
-
-    async def _call(self, method: str, url: str, data: Any) -> tuple[int, bytes]:
+    async def _post(self, url: str, data: Any) -> tuple[int, bytes]:
         """Ask once, and return status and body. Raises _Doubt; a cancelled call stays cancelled."""
         try:
-            async with self._session.request(
-                method, url, data=data, allow_redirects=False
-            ) as answer:
+            async with self._session.post(url, data=data, allow_redirects=False) as answer:
                 body = bytearray()
                 async for chunk in answer.content.iter_any():
                     body += chunk
