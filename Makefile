@@ -92,7 +92,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 lock: setup ## write both locks anew; UPGRADE=--upgrade takes newer versions
 	@$(LOCK) -o requirements.lock pyproject.toml
 	@$(LOCK) -o requirements-dev.lock -c requirements.lock --extra aws --extra kafka --extra postgres \
-		--extra signatures --extra venues --group dev pyproject.toml
+		--extra search --extra signatures --extra venues --group dev pyproject.toml
 
 clean: ## remove the environment and everything the tools left
 	@rm -rf $(VENV) build dist mutants htmlcov coverage.json coverage.xml .coverage .coverage.* \

@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ TEST_PREFIX = "PENNYWEIGHT_TEST_"
 
 ALIASES = {
     "KAFKA_BROKER": "kafka.broker",
+    "KAFKA_TOPIC": "kafka.rebalance_topic",
+    "ELASTICSEARCH_URL": "search.url",
     "PENNYWEIGHT_SETTLEMENTS_TOPIC": "kafka.settlements_topic",
     "DATABASE_URL": "store.url",
     "AWS_ENDPOINT": "aws.endpoint",
@@ -44,10 +47,13 @@ FACES = ("ledger", "payments", "wallet", "withdrawals", "loans", "portfolios")
 WORKERS_MAX = 64
 LEASE_SECONDS = (0.5, 60.0)
 HOLD_SECONDS = (0.0, 60.0)
+SEARCH_SECONDS = (0.1, 300.0)
+SEARCH_DOCUMENTS_MAX = 10_000
 _HIDDEN = "***"
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _BROKER = re.compile(r"\s*(\[[0-9a-fA-F:.]+\]|[^\s:/,]+):[0-9]{1,5}\s*")
+_INDEX_PREFIX = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})?")
 _BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _USER_INFO = re.compile(r"(//)[^/@]*@")
 _HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
@@ -150,15 +156,16 @@ class Wallet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where settlements come from and events go to. No `broker`: no Kafka.
+    """Where settlements and updates of portfolios come from, and events go to. No `broker`: no Kafka.
 
-    `broker` is HOST:PORT, or several with commas. Dead letters go to
-    `<settlements_topic>.dead-letters`. `options` are further settings of the client, as
+    `broker` is HOST:PORT, or several with commas. Dead letters go to `<topic>.dead-letters`
+    of the topic that they came from. `options` are further settings of the client, as
     name=value: `security.protocol=SASL_SSL`.
     """
 
     broker: str = ""
     settlements_topic: str = "risk-engine-settlements"
+    rebalance_topic: str = "rebalance"
     events_topic: str = "risk-engine-events"
     group: str = "pennyweight"
     options: tuple[str, ...] = ()
@@ -198,6 +205,20 @@ class Loans(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     is_push_open: bool = False
 
 
+class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where documents of everything in the book go: Elasticsearch 8, OpenSearch 2 or 3. No `url`: nowhere.
+
+    `url` is http://HOST:PORT or https://USER:PASSWORD@HOST:PORT/PATH; `api_key` goes before a
+    user. Indices are called `prefix` and their name. `documents_max` are sent at a time.
+    """
+
+    url: str = ""
+    api_key: str = ""
+    prefix: str = ""
+    documents_max: int = 1_000
+    timeout_seconds: float = 30.0
+
+
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How logs are written, on stderr."""
 
@@ -227,6 +248,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     kafka: Kafka = Kafka()
     aws: Aws = Aws()
     loans: Loans = Loans()
+    search: Search = Search()
     log: Log = Log()
     assets: tuple[AssetSetting, ...] = ()
 
@@ -249,7 +271,9 @@ class Loaded(msgspec.Struct, frozen=True):
         values["store.url"] = shown(values["store.url"])
         if values["cluster.secret"]:
             values["cluster.secret"] = _HIDDEN
-        for name in ("aws.endpoint", "loans.mos_espa_url", "loans.black_spire_url"):
+        if values["search.api_key"]:
+            values["search.api_key"] = _HIDDEN
+        for name in ("aws.endpoint", "loans.mos_espa_url", "loans.black_spire_url", "search.url"):
             values[name] = _USER_INFO.sub(rf"\1{_HIDDEN}@", values[name])
         values["kafka.options"] = [_without_password(option) for option in values["kafka.options"]]
         return values
@@ -391,20 +415,23 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
     if config.engine.queue_max < 1 or config.engine.batch_max < 1:
         raise ConfigError("engine.queue_max and engine.batch_max are at least 1")
     kafka = config.kafka
-    for name in ("settlements_topic", "events_topic"):
+    topics = ("settlements_topic", "rebalance_topic", "events_topic")
+    for name in topics:
         if _TOPIC.fullmatch(getattr(kafka, name)) is None:
             raise ConfigError(
                 f"kafka.{name} is {getattr(kafka, name)!r}; a topic has 1 to 200 letters, "
                 "digits, dots, dashes and underscores"
             )
-    if kafka.settlements_topic == kafka.events_topic:
-        raise ConfigError("kafka.settlements_topic and kafka.events_topic are the same")
+    for one, other in combinations(topics, 2):
+        if getattr(kafka, one) == getattr(kafka, other):
+            raise ConfigError(f"kafka.{one} and kafka.{other} are the same")
     if kafka.broker and not all(_BROKER.fullmatch(place) for place in kafka.broker.split(",")):
         raise ConfigError(f"kafka.broker is {kafka.broker!r}, not HOST:PORT")
     for option in kafka.options:
         if not option.partition("=")[2]:
             raise ConfigError(f"kafka.options has {option!r}, which is not name=value")
     _check_loans(config)
+    _check_search(config.search)
     for face in config.auth.open_faces:
         if face in DESK_FACES:
             raise ConfigError(f"auth.open_faces names {face!r}, which is never open without a key")
@@ -439,6 +466,26 @@ def _check_loans(config: Config) -> None:
         raise ConfigError(
             f"loans.venue_timeout_seconds and venue_margin_seconds make {seconds:g} s, which must "
             f"be less than two thirds of cluster.lease_seconds ({config.cluster.lease_seconds:g})"
+        )
+
+
+def _check_search(search: Search) -> None:
+    """Check where documents go. Raises ConfigError."""
+    if search.url and _HTTP_URL.fullmatch(search.url) is None:
+        raise ConfigError(f"search.url is {search.url!r}, not like http://HOST:PORT")
+    if _INDEX_PREFIX.fullmatch(search.prefix) is None:
+        raise ConfigError(
+            f"search.prefix is {search.prefix!r}; it has at most 64 lower-case letters, digits, "
+            "dots, dashes and underscores, and begins with a letter or digit"
+        )
+    if not 1 <= search.documents_max <= SEARCH_DOCUMENTS_MAX:
+        raise ConfigError(
+            f"search.documents_max is {search.documents_max}, not 1 to {SEARCH_DOCUMENTS_MAX}"
+        )
+    low, high = SEARCH_SECONDS
+    if not low <= search.timeout_seconds <= high:
+        raise ConfigError(
+            f"search.timeout_seconds is {search.timeout_seconds:g}, not {low:g} to {high:g}"
         )
 
 
