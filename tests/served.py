@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
 def all_routes() -> list[Route]:
     return [
-        *ledger.routes(["ledger", "payments", "wallet", "withdrawals", "loans"]),
+        *ledger.routes(["ledger", "payments", "wallet", "withdrawals", "loans", "portfolios"]),
         *proof.routes(
             lambda store, progress: verify(
                 store, answers=answers_of(known_commands()), progress=progress

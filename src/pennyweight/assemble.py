@@ -20,7 +20,7 @@ from pennyweight.engine.rebuild import Answers, Invariant, answers_of, known_com
 from pennyweight.engine.verification import check_tail
 from pennyweight.ledger.assets import BUILT_IN, Asset
 from pennyweight.ledger.commands import Command
-from pennyweight.products import general, loans, payments, wallet, withdrawals
+from pennyweight.products import general, loans, payments, portfolios, wallet, withdrawals
 from pennyweight.runtime.clock import ClockGuard, check_start, wall_clock
 from pennyweight.runtime.holding import holding
 from pennyweight.runtime.inline import InlineBook
@@ -40,7 +40,7 @@ UNFINISHED = "unfinished"
 HOLDING_SECONDS = 10.0
 """How long the verbs that write hold a book after their last sign of life."""
 
-PRODUCTS = (general, payments, wallet, withdrawals, loans)
+PRODUCTS = (general, payments, wallet, withdrawals, loans, portfolios)
 """Every product, so that every command is known."""
 
 

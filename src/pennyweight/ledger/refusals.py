@@ -57,6 +57,7 @@ class Reason(enum.Enum):
 
     # The request as a whole; inside an atomic list the first bad transfer decides.
     TOO_MANY_TRANSFERS = ("too_many_transfers", Kind.MALFORMED, False)
+    AS_OF_IN_FUTURE = ("as_of_in_future", Kind.MALFORMED, True)
     EFFECTIVE_AT_IN_FUTURE = ("effective_at_in_future", Kind.MALFORMED, False)
 
     # Shape: ids, assets, amounts.
@@ -78,8 +79,13 @@ class Reason(enum.Enum):
     SAME_ACCOUNT = ("same_account", Kind.MALFORMED, False)
     SAME_TOKEN = ("same_token", Kind.MALFORMED, False)
     QUOTES_INVALID = ("quotes_invalid", Kind.MALFORMED, False)
+    ALLOCATION_INVALID = ("allocation_invalid", Kind.MALFORMED, False)
+    HOLDINGS_INVALID = ("holdings_invalid", Kind.MALFORMED, False)
+    POLICY_INVALID = ("policy_invalid", Kind.MALFORMED, False)
 
     # What is named must be there.
+    PORTFOLIO_NOT_FOUND = ("portfolio_not_found", Kind.NOT_FOUND, True)
+    UPDATE_NOT_FOUND = ("update_not_found", Kind.NOT_FOUND, False)
     USER_NOT_FOUND = ("user_not_found", Kind.NOT_FOUND, True)
     USER_DISABLED = ("user_disabled", Kind.CONFLICT, True)
     SESSION_UNKNOWN = ("session_unknown", Kind.NOT_FOUND, False)
@@ -123,6 +129,9 @@ class Reason(enum.Enum):
     SLICE_ENDED = ("slice_ended", Kind.CONFLICT, False)
     QUOTES_STALE = ("quotes_stale", Kind.CONFLICT, True)
     LIQUIDATIONS_PAUSED = ("liquidations_paused", Kind.CONFLICT, True)
+    PORTFOLIO_EXISTS = ("portfolio_exists", Kind.CONFLICT, False)
+    UPDATE_TAKEN = ("update_taken", Kind.CONFLICT, False)
+    TRANSACTION_EXECUTED = ("transaction_executed", Kind.CONFLICT, False)
     DEAD_LETTER_CLOSED = ("dead_letter_closed", Kind.CONFLICT, False)
     WITHDRAWALS_HALTED = ("withdrawals_halted", Kind.CONFLICT, True)
     WITHDRAWALS_REDUCING = ("withdrawals_reducing", Kind.CONFLICT, True)

@@ -1,0 +1,259 @@
+"""How a portfolio is brought back: which asset, how much, and why. Pure arithmetic of weights.
+
+Four things hold of every plan: what is sold is what is bought, to the unit; no asset goes
+past its target; the order in which assets are named does not matter; the same input gives
+the same plan. A weight's drift is its current value minus its target; "over" is above.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from pennyweight.products.portfolios.shared import Calendar, Line, Policy, Rule, shared_out
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def plan(
+    target: Mapping[str, int],
+    current: Mapping[str, int],
+    policy: Policy,
+    *,
+    now: int,
+    traded_at: int,
+) -> tuple[Line, ...]:
+    """Return a line for every asset: transactions first, in order, then the others by name.
+
+    `target` and `current` are weights that add up to the same. `now` and `traded_at` are
+    microseconds since 1970, of this update and of when there last were transactions (or
+    the portfolio was made).
+    """
+    names = sorted(target.keys() | current.keys())
+    drifts = {name: current.get(name, 0) - target.get(name, 0) for name in names}
+    changes = dict.fromkeys(names, 0)
+    rules: dict[str, tuple[Rule, int]] = {}
+    room = sum(abs(drift) for drift in drifts.values()) // 2
+    if policy.turnover_max is not None:
+        room = min(room, policy.turnover_max)
+    if policy.is_cash_first:
+        flow = _cash_flow(drifts, policy, room)
+        room -= sum(amount for amount in flow.values() if amount > 0)
+        for name, amount in flow.items():
+            changes[name] = amount
+            rules[name] = ("cash_flow", abs(drifts[policy.cash]))
+            drifts[name] += amount
+    due = _what_is_due(target, drifts, policy, now=now, traded_at=traded_at)
+    if due:
+        for name, amount in _trades(target, drifts, policy, room).items():
+            changes[name] += amount
+            rules[name] = _why_traded(name, target, drifts, policy, due)
+            drifts[name] += amount
+    lines = []
+    for name in names:
+        before, aim, change = current.get(name, 0), target.get(name, 0), changes[name]
+        rule, limit = (
+            rules[name]
+            if change
+            else _why_not(name, target, drifts[name], policy, is_due=bool(due))
+        )
+        lines.append(Line(name, before, aim, change, rule, limit))
+    return tuple(sorted(lines, key=_place))
+
+
+def _place(line: Line) -> tuple[int, int, str]:
+    """Order lines: sales, purchases, by drift from the largest down, the others by name."""
+    if not line.change:
+        return (2, 0, line.asset)
+    return (int(line.change > 0), -abs(line.before - line.target), line.asset)
+
+
+# ── what is due ───────────────────────────────────────────────────────────────────
+
+
+def _what_is_due(
+    target: Mapping[str, int],
+    drifts: Mapping[str, int],
+    policy: Policy,
+    *,
+    now: int,
+    traded_at: int,
+) -> frozenset[Rule]:
+    """Return what makes the portfolio due now, nothing if it is not."""
+    if not any(drifts.values()):
+        return frozenset()
+    met: set[Rule] = set()
+    wanted: set[Rule] = set()
+    widths = {
+        name: policy.width(name, target.get(name, 0))
+        for name in drifts
+        if name not in policy.locked
+    }
+    if any(width is not None for width in widths.values()):
+        wanted.add("band")
+        if any(
+            width is not None and drifts[name] and abs(drifts[name]) >= width
+            for name, width in widths.items()
+        ):
+            met.add("band")
+    if policy.score is not None:
+        wanted.add("score")
+        if sum(abs(drift) for drift in drifts.values()) // 2 >= policy.score:
+            met.add("score")
+    if policy.calendar:
+        wanted.add("calendar")
+        if period(policy.calendar, now) > period(policy.calendar, traded_at):
+            met.add("calendar")
+    if not wanted:
+        return frozenset({"drift"})
+    is_due = met == wanted if policy.when == "all" else bool(met)
+    return frozenset(met) if is_due else frozenset()
+
+
+def period(calendar: Calendar, moment: int) -> int:
+    """Return the number of the calendar's period that a moment lies in; all in UTC."""
+    day = (_EPOCH + timedelta(microseconds=moment)).date()
+    if calendar == "weekly":
+        return (day.toordinal() - 1) // 7
+    if calendar == "monthly":
+        return day.year * 12 + day.month - 1
+    if calendar == "quarterly":
+        return day.year * 4 + (day.month - 1) // 3
+    return day.year if calendar == "yearly" else day.toordinal()
+
+
+# ── how much ──────────────────────────────────────────────────────────────────────
+
+
+def _cash_flow(drifts: Mapping[str, int], policy: Policy, room: int) -> dict[str, int]:
+    """Return the changes that spend surplus cash on what is short, or make missing cash up."""
+    surplus = drifts.get(policy.cash, 0)
+    most = {
+        name: abs(drift)
+        for name, drift in drifts.items()
+        if name != policy.cash and name not in policy.locked and drift * surplus < 0
+    }
+    if surplus < 0 and policy.is_buy_only:
+        return {}
+    cash = {policy.cash: abs(surplus)}
+    over, under = (cash, most) if surplus > 0 else (most, cash)
+    nothing = dict.fromkeys(most, 0)
+    wants = (cash, nothing) if surplus > 0 else (nothing, cash)
+    return _matched(wants, (over, under), room, policy.minimum_trade)
+
+
+def _trades(
+    target: Mapping[str, int], drifts: Mapping[str, int], policy: Policy, room: int
+) -> dict[str, int]:
+    """Return the changes that bring what is due where the policy wants it."""
+    sides: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    wants: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    for name, drift in drifts.items():
+        if not drift or name in policy.locked:
+            continue
+        if drift > 0 and policy.is_buy_only and name != policy.cash:
+            continue
+        side = int(drift < 0)
+        sides[side][name] = wants[side][name] = abs(drift)
+        if policy.trade_to == "band":
+            width = policy.width(name, target.get(name, 0)) or 0
+            wants[side][name] = max(0, abs(drift) - width)
+    return _matched(wants, sides, room, policy.minimum_trade)
+
+
+def _matched(
+    wants: tuple[dict[str, int], dict[str, int]],
+    most: tuple[dict[str, int], dict[str, int]],
+    room: int,
+    minimum: int,
+) -> dict[str, int]:
+    """Return changes by asset: sales of the first side, purchases of the second, in equal sum.
+
+    Each asset wants so much of it, and can take `most`. The side that wants more is met by
+    the other as far as that can; `room` bounds both. While there is one below the minimum,
+    the smallest is left out and all is reckoned again.
+    """
+    over, under = dict(most[0]), dict(most[1])
+    while True:
+        wanted = [
+            {name: want[name] for name in side}
+            for want, side in zip(wants, (over, under), strict=True)
+        ]
+        total = min(
+            max(sum(wanted[0].values()), sum(wanted[1].values())),
+            sum(over.values()),
+            sum(under.values()),
+            room,
+        )
+        if total <= 0:
+            return {}
+        sold, bought = _shares(wanted[0], over, total), _shares(wanted[1], under, total)
+        small = [
+            (amount, name)
+            for name, amount in (*sold.items(), *bought.items())
+            if 0 < amount < minimum
+        ]
+        if not small:
+            break
+        _, smallest = min(small)
+        over.pop(smallest, None)
+        under.pop(smallest, None)
+    changes = {name: -amount for name, amount in sold.items() if amount}
+    changes.update({name: amount for name, amount in bought.items() if amount})
+    return changes
+
+
+def _shares(wanted: Mapping[str, int], most: Mapping[str, int], total: int) -> dict[str, int]:
+    """Share a total out on one side: what is wanted in proportion, then what is possible."""
+    names = sorted(most)
+    asked = [wanted[name] for name in names]
+    if sum(asked) >= total:
+        return dict(zip(names, shared_out(total, asked), strict=True))
+    left = [most[name] - want for name, want in zip(names, asked, strict=True)]
+    added = shared_out(total - sum(asked), left)
+    return {name: want + more for name, want, more in zip(names, asked, added, strict=True)}
+
+
+# ── why ───────────────────────────────────────────────────────────────────────────
+
+
+def _why_traded(
+    name: str,
+    target: Mapping[str, int],
+    drifts: Mapping[str, int],
+    policy: Policy,
+    due: frozenset[Rule],
+) -> tuple[Rule, int]:
+    """Return the rule by which an asset is traded, and its bound."""
+    width = policy.width(name, target.get(name, 0))
+    if "drift" in due:
+        return "drift", 0
+    if "band" in due and width is not None and abs(drifts[name]) >= width:
+        return "band", width
+    if "score" in due:
+        return "score", policy.score or 0
+    if "calendar" in due:
+        return "calendar", 0
+    return "with_others", width or 0
+
+
+def _why_not(
+    name: str, target: Mapping[str, int], drift: int, policy: Policy, *, is_due: bool
+) -> tuple[Rule, int]:
+    """Return why an asset is not traded, and the bound that says so."""
+    if not drift:
+        return "on_target", 0
+    if name in policy.locked:
+        return "locked", 0
+    width = policy.width(name, target.get(name, 0))
+    if width is not None and (
+        abs(drift) <= width
+        if is_due and policy.trade_to == "band"
+        else abs(drift) < width and not is_due
+    ):
+        return "in_band", width
+    if not is_due:
+        return "not_due", policy.score or 0
+    if drift > 0 and policy.is_buy_only and name != policy.cash:
+        return "buy_only", 0
+    if abs(drift) < policy.minimum_trade:
+        return "below_minimum", policy.minimum_trade
+    return "no_counterpart", 0
