@@ -8,7 +8,14 @@ the same plan. A weight's drift is its current value minus its target; "over" is
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from pennyweight.products.portfolios.shared import Calendar, Line, Policy, Rule, shared_out
+from pennyweight.products.portfolios.shared import (
+    SEED_POLICY,
+    Calendar,
+    Line,
+    Policy,
+    Rule,
+    shared_out,
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -27,6 +34,8 @@ def plan(
     microseconds since 1970, of this update and of when there last were transactions (or
     the portfolio was made).
     """
+    if policy is SEED_POLICY:
+        return _everything_back(target, current)
     names = sorted(target.keys() | current.keys())
     drifts = {name: current.get(name, 0) - target.get(name, 0) for name in names}
     changes = dict.fromkeys(names, 0)
@@ -56,6 +65,17 @@ def plan(
             else _why_not(name, target, drifts[name], policy, is_due=bool(due))
         )
         lines.append(Line(name, before, aim, change, rule, limit))
+    return tuple(sorted(lines, key=_place))
+
+
+def _everything_back(target: Mapping[str, int], current: Mapping[str, int]) -> tuple[Line, ...]:
+    """Return the plan without a policy, which needs no matching: all go to their targets."""
+    lines = []
+    for name in target if target.keys() == current.keys() else target.keys() | current.keys():
+        before, aim = current.get(name, 0), target.get(name, 0)
+        lines.append(
+            Line(name, before, aim, aim - before, "on_target" if before == aim else "drift")
+        )
     return tuple(sorted(lines, key=_place))
 
 
