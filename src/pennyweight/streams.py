@@ -1,4 +1,8 @@
-"""The book's ends in Kafka, put together: settlements in, events and dead letters out."""
+"""The book's ends in Kafka, put together.
+
+Settlements and updates of portfolios in, by one reader of both topics; events and dead
+letters out.
+"""
 
 from collections.abc import Iterator
 
@@ -8,12 +12,12 @@ from prometheus_client.metrics_core import Metric
 from pennyweight.agents.inbound import Inbox, Intake
 from pennyweight.agents.relay import PAGE, Relay, as_dead_letter, as_json
 from pennyweight.config import ConfigError, Kafka
-from pennyweight.delivery.settlements import settlement_of
+from pennyweight.delivery.letters import HANDLINGS
 from pennyweight.ledger.letters import SET_ASIDE
 from pennyweight.links import kafka
 from pennyweight.links.errors import ExtraMissing
-from pennyweight.products import withdrawals
-from pennyweight.products.withdrawals import settle, shared
+from pennyweight.products import portfolios, withdrawals
+from pennyweight.products.withdrawals import shared
 from pennyweight.runtime.driver import ThreadedBook
 
 USERS_RESERVED = PAGE
@@ -64,17 +68,25 @@ class Ends:
 
 
 class Streams:
-    """Consumer and relay of one book, as an agent of the server."""
+    """Consumer and relay of one book, as an agent of the server.
+
+    One consumer reads both topics, so one window bounds what is under way of both; each
+    partition is a stream of its own, and none waits for another's answers.
+    """
 
     def __init__(self, book: ThreadedBook, settings: Kafka) -> None:
         """Nothing runs yet. Raises ExtraMissing."""
         self.is_over = False
         options = dict(option.split("=", 1) for option in settings.options)
         events = as_json(settings.events_topic, "user_id")
+        topics = {
+            settings.settlements_topic: withdrawals.PRODUCT,
+            settings.rebalance_topic: portfolios.PRODUCT,
+        }
         self.intake = Intake(
             book,
             settings.broker,
-            {settings.settlements_topic: Inbox(settlement_of, settle.SetAside)},
+            {topic: _inbox(product) for topic, product in topics.items()},
             group=settings.group,
             options=options,
         )
@@ -86,7 +98,7 @@ class Streams:
                 SET_ASIDE: as_dead_letter(lambda topic: DEAD_LETTERS.format(topic=topic)),
             },
             name=f"relay:{settings.events_topic}",
-            products=(withdrawals.PRODUCT,),
+            products=tuple(topics.values()),
         )
 
     def start(self) -> None:
@@ -102,7 +114,7 @@ class Streams:
 
     def down(self) -> dict[str, str]:
         """Return what does not work, for `/readyz`."""
-        states = {"settlements": self.intake.status, "events": self.relay.status}
+        states = {"messages": self.intake.status, "events": self.relay.status}
         return {f"kafka {name}": state for name, state in states.items() if state}
 
     def metrics(self) -> Iterator[Metric]:
@@ -134,3 +146,9 @@ class Streams:
         )
         yield counter("pennyweight_relay_events", "Events acknowledged", value=relay.sent)
         yield gauge("pennyweight_relay_lag_entries", "Entries not yet relayed", value=relay.lag)
+
+
+def _inbox(product: str) -> Inbox:
+    """Return what is done with the messages of a product's topic."""
+    handling = HANDLINGS[product]
+    return Inbox(handling.read, handling.set_aside)

@@ -19,7 +19,7 @@ def test_nothing_is_told_of_ends_after_their_ownership() -> None:
     ends = Ends(Kafka(broker="127.0.0.1:1"))
     assert (ends.down(), list(ends.metrics())) == ({}, [])
     (streams,) = ends.of(book)
-    assert list(ends.down()) == ["kafka settlements"]
+    assert list(ends.down()) == ["kafka messages"]
     assert list(ends.metrics())
     streams.stop()
     assert (ends.down(), list(ends.metrics())) == ({}, [])

@@ -251,7 +251,7 @@ def test_a_server_goes_on_without_its_broker_and_settles_when_it_comes(
         wait_for(lambda: len(desk.get("/readyz").get("down", ())) == 2)
         ready = desk.get("/readyz")
         assert ready["status"] == "ready"
-        assert ready["down"].keys() == {"kafka settlements", "kafka events"}
+        assert ready["down"].keys() == {"kafka messages", "kafka events"}
         assert all(mock_broker.address in cause for cause in ready["down"].values())
         withdrawal = desk.withdraw("100", "BTC", "7")
         assert withdrawal["status"] == "SUFFICIENT_BALANCE"

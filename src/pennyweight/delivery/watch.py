@@ -1,4 +1,4 @@
-"""Watches what withdrawals and settlements come to: counts for `/metrics`, an alert for each deficit.
+"""Watches what commands come to: counts for `/metrics`, an alert for each deficit.
 
 Handed to the driver, which calls it with all answers of a batch, whichever way their
 commands came: over HTTP, from Kafka, from a timer.
@@ -14,12 +14,15 @@ from prometheus_client.metrics_core import Metric
 from pennyweight.engine.engine import Answer
 from pennyweight.engine.receipts import Outcome, Receipt, Refusal
 from pennyweight.ledger.commands import Command
+from pennyweight.ledger.letters import SetAsideAnswer
 from pennyweight.ledger.refusals import Reason
+from pennyweight.products.portfolios.letters import CloseUpdateLetter, ReplayUpdate, SetAsideUpdate
+from pennyweight.products.portfolios.queue import TakeUpdate
+from pennyweight.products.portfolios.rebalance import Rebalance
 from pennyweight.products.withdrawals.settle import (
     CloseLetter,
     ReplaySettlement,
     SetAside,
-    SetAsideAnswer,
     Settle,
     SettlementAnswer,
 )
@@ -33,7 +36,10 @@ log = structlog.get_logger(__name__)
 
 _ENDS: dict[type[Command], str] = {CancelWithdrawal: "cancelled", ExpireWithdrawal: "expired"}
 _SETTLING = (Settle, ReplaySettlement)
-_WATCHED = frozenset({Withdraw, *_ENDS, *_SETTLING, SetAside, CloseLetter})
+_UPDATING = (Rebalance, ReplayUpdate, TakeUpdate)
+_ASIDE = (SetAside, SetAsideUpdate)
+_CLOSING = (CloseLetter, CloseUpdateLetter)
+_WATCHED = frozenset({Withdraw, *_ENDS, *_SETTLING, *_UPDATING, *_ASIDE, *_CLOSING})
 
 
 class Watch:
@@ -45,6 +51,8 @@ class Watch:
         """By status: accepted, insufficient, refused; cancelled and expired by request and time."""
         self.settlements: Counter[str] = Counter()
         """By result: settled, cancelled, unsolicited, duplicate; refused ones over HTTP."""
+        self.rebalances: Counter[str] = Counter()
+        """By result: rebalanced, repeat, outdated; refused ones over HTTP and from the queue."""
         self.deficits: Counter[str] = Counter()
         """Settlements that took more than the user had, by token."""
         self.letters: Counter[str] = Counter()
@@ -62,10 +70,12 @@ class Watch:
                 self._withdrawn(outcome)
             elif isinstance(command, _SETTLING):
                 self._settled(command, outcome)
+            elif isinstance(command, _UPDATING):
+                self._updated(command, outcome)
             elif isinstance(outcome, Receipt) and not outcome.is_replayed:
-                if isinstance(command, SetAside):
+                if isinstance(command, _ASIDE):
                     self.letters[command.reason] += 1
-                elif isinstance(command, CloseLetter):
+                elif isinstance(command, _CLOSING):
                     self.dealt_with["closed"] += 1
                 else:
                     self.withdrawals[_ENDS[type(command)]] += 1
@@ -75,6 +85,7 @@ class Watch:
         for name, what, label, counts in (
             ("withdrawals", "What was answered to withdrawals", "status", self.withdrawals),
             ("settlements", "What settlements came to", "result", self.settlements),
+            ("rebalances", "What updates of portfolios came to", "result", self.rebalances),
             ("deficits", "Settlements beyond what the user had", "token", self.deficits),
             ("dead_letters", "Messages set aside", "reason", self.letters),
             ("dead_letters_ended", "Dead letters dealt with", "state", self.dealt_with),
@@ -110,6 +121,23 @@ class Watch:
         self.settlements[answer.result] += 1
         if answer.shortage != "0":
             self._alert(settle, answer, outcome.sequence)
+
+    def _updated(self, command: Command, outcome: Outcome) -> None:
+        if isinstance(outcome, Refusal):
+            is_ours = outcome.reason in {Reason.CURSOR_CONFLICT, Reason.UPDATE_TAKEN}
+            self.rebalances["refused"] += not is_ours
+            return
+        if not isinstance(outcome, Receipt) or outcome.is_replayed:
+            return
+        answer = outcome.answer
+        if isinstance(answer, SetAsideAnswer):
+            self.letters[answer.reason] += 1
+            return
+        if isinstance(command, ReplayUpdate):
+            self.dealt_with["replayed"] += 1
+        if isinstance(command, TakeUpdate):
+            answer = answer.run
+        self.rebalances["refused" if answer is None else answer.result] += 1
 
     def _alert(self, settle: Settle, answer: SettlementAnswer, sequence: int) -> None:
         """Tell somebody: a user owes money, because more was sold than there was."""

@@ -2,13 +2,15 @@
 
 A message set aside is a record of the product that should have taken it, and an event
 that carries the original bytes to a dead-letter topic. An operator replays it, once what
-was wrong is put right, or closes it.
+was wrong is put right, or closes it. The commands for that are here once for all products:
+each derives its own three, with its name and an `answer_type`, without which they are none.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.records import Mark, Record
 from pennyweight.ledger.refusals import Reason, refuse
@@ -149,3 +151,91 @@ def _put(draft: Draft, letter_id: str, letter: DeadLetter, *, before: Record | N
         labels=(f"state:{letter.state}", f"reason:{letter.reason}"),
         marks=(Mark(index_of(letter.state), number),),
     )
+
+
+# ── the commands ──────────────────────────────────────────────────────────────────
+
+
+class SetAsideAnswer(msgspec.Struct, frozen=True, gc=False):
+    """The dead letter that keeps a message which could not be taken."""
+
+    letter: str
+    reason: str
+
+
+class LetterAnswer(msgspec.Struct, frozen=True, gc=False):
+    """A dead letter that an operator has dealt with."""
+
+    letter: str
+    state: str
+
+
+class SetAside(Command, frozen=True):
+    """Keep a message that could not be taken as a dead letter. Refuses nothing."""
+
+    counted = ("message", "reason", "detail")
+    is_admitting = False
+
+    message: Message
+    reason: str
+    detail: str
+
+    def reads(self, wanted: Wanted) -> None:
+        """Nothing: the letter is a new one."""
+
+    def decide(self, draft: Draft) -> SetAsideAnswer:
+        """See the class."""
+        return SetAsideAnswer(set_aside(draft, self.message, self.reason, self.detail), self.reason)
+
+
+class ReplayLetter(Command, frozen=True):
+    """Do after all what a dead letter asks for; the letter is closed in the same entry.
+
+    A product's own adds the command that it has read from the letter, and counts it.
+
+    Refusals: dead_letter_not_found, owned_by_product, dead_letter_closed, and those of
+    that command, which leave the letter open.
+    """
+
+    is_admitting = False
+
+    letter: str
+
+    @property
+    def content(self) -> Command:
+        """The command that the letter asks for."""
+        raise NotImplementedError
+
+    def reads(self, wanted: Wanted) -> None:
+        """The letter, and what its command reads."""
+        wanted.record(LETTER, self.letter)
+        self.content.reads(wanted)
+
+    def decide(self, draft: Draft) -> Any:
+        """See the class."""
+        record, letter = open_letter(draft, self.letter)
+        answer = self.content.decide(draft)
+        close_letter(draft, record, letter, "replayed")
+        return answer
+
+
+class CloseLetter(Command, frozen=True):
+    """Close a dead letter without doing what it asks for; the note says why.
+
+    Refusals: dead_letter_not_found, owned_by_product, dead_letter_closed.
+    """
+
+    counted = ("letter", "note")
+
+    letter: str
+    note: str = ""
+
+    def reads(self, wanted: Wanted) -> None:
+        """The letter."""
+        wanted.record(LETTER, self.letter)
+
+    def decide(self, draft: Draft) -> LetterAnswer:
+        """See the class."""
+        record, letter = open_letter(draft, self.letter)
+        closed = close_letter(draft, record, letter, "closed", self.note)
+        return LetterAnswer(self.letter, closed.state)

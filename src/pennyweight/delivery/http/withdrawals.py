@@ -5,7 +5,6 @@
 ignored; ids and quantities may be strings or numbers.
 """
 
-from base64 import b64decode
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NoReturn
@@ -42,16 +41,10 @@ from pennyweight.delivery.http.withdrawals_shapes import (
     BalancesShown,
     CancelledShown,
     Carried,
-    CloseBody,
     DeficitShown,
     DeficitsPage,
-    HeaderShown,
     Holding,
     Insufficient,
-    LetterClosed,
-    LetterListed,
-    LetterShown,
-    LettersPage,
     LimitsBody,
     LimitSet,
     LimitShown,
@@ -67,7 +60,6 @@ from pennyweight.delivery.http.withdrawals_shapes import (
     WithdrawalsPage,
     WouldSuffice,
     carried_decoder,
-    close_decoder,
     limits_decoder,
     mode_decoder,
     settlement_decoder,
@@ -78,7 +70,6 @@ from pennyweight.delivery.settlements import (
     check_key,
     read_settlement,
     settle_of,
-    settlement_in,
     settlement_key,
     text_of,
 )
@@ -94,9 +85,7 @@ from pennyweight.ledger.commands import Command
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.entries import Entry, decode_entry
 from pennyweight.ledger.holds import Hold, HoldState
-from pennyweight.ledger.letters import LETTER, DeadLetter, State, check_open, index_of
 from pennyweight.ledger.money import format_amount
-from pennyweight.ledger.records import RANK_MAX, Record
 from pennyweight.ledger.refusals import Reason, Refused, refuse
 from pennyweight.products.withdrawals import PRODUCT
 from pennyweight.products.withdrawals.controls import (
@@ -110,7 +99,6 @@ from pennyweight.products.withdrawals.controls import (
     prevailing_limits,
 )
 from pennyweight.products.withdrawals.settle import (
-    CloseLetter,
     ReplaySettlement,
     Settle,
     SettlementAnswer,
@@ -135,7 +123,6 @@ _STATUSES: dict[HoldState, Status] = {
     HoldState.EXPIRED: "expired",
 }
 _PAGE = 500
-_STATES: tuple[State, ...] = ("open", "replayed", "closed")
 
 
 # ── withdrawals ───────────────────────────────────────────────────────────────────
@@ -455,7 +442,8 @@ def _parse_settlement(request: Request, _: Standing) -> Submission:
     )
 
 
-def _render_settlement(outcomes: list[Outcome], request: Request) -> Reply:
+def render_settlement(outcomes: list[Outcome], request: Request) -> Reply:
+    """Render a settlement, as it came or out of a dead letter."""
     outcome = outcomes[0]
     if not isinstance(outcome, Receipt):
         return problem_of(outcome, request)
@@ -491,113 +479,6 @@ def _list_deficits(request: Request, store: Store, standing: Standing) -> Reply:
         ),
         rows[-1].number if len(rows) == limit else None,
     )
-
-
-# ── dead letters ──────────────────────────────────────────────────────────────────
-
-
-def _list_letters(request: Request, store: Store, _: Standing) -> Reply:
-    state = request.query.get("state")
-    states = [one for one in _STATES if state in {None, one}]
-    if not states:
-        raise BadRequest("state_invalid", f"state is one of {', '.join(_STATES)}")
-    reason = request.query.get("reason")
-    limit = limit_of(request)
-    after = number_in_query(request, "cursor") or 0
-    found: list[tuple[int, LetterListed]] = []
-    for one in states:
-        found += islice(_letters(store, one, reason, after), limit + 1)
-    found.sort(key=lambda pair: pair[0])
-    shown = found[:limit]
-    return page((letter for _, letter in shown), shown[-1][0] if len(found) > limit else None)
-
-
-def _letters(
-    store: Store, state: State, reason: str | None, after: int
-) -> Iterator[tuple[int, LetterListed]]:
-    """Yield (number, letter) of this product's letters in a state, oldest first."""
-    place: tuple[int, str] | None = None
-    while rows := store.due(index_of(state), after + 1, RANK_MAX, after=place, limit=_PAGE):
-        for due in rows:
-            record = store.record(LETTER, due.id)
-            if record is not None and record.product == PRODUCT:
-                letter: DeadLetter = record.read(DeadLetter)
-                if reason is None or letter.reason == reason:
-                    yield due.rank, LetterListed(**_listed(record.id, letter))
-        place = (rows[-1].rank, rows[-1].id)
-
-
-def _listed(letter_id: str, letter: DeadLetter) -> dict[str, Any]:
-    """Return what a list shows of a letter."""
-    return {
-        "id": letter_id,
-        "topic": letter.message.topic,
-        "partition": letter.message.partition,
-        "offset": letter.message.offset,
-        "reason": letter.reason,
-        "detail": letter.detail,
-        "set_aside_at": rfc3339(letter.set_aside_at),
-        "state": letter.state,
-        "closed_in": letter.closed_in or msgspec.UNSET,
-        "note": letter.note or msgspec.UNSET,
-    }
-
-
-def _letter(request: Request, store: Store) -> tuple[Record, DeadLetter]:
-    """Return the letter that the path names. Raises BadRequest."""
-    record = store.record(LETTER, request.params["id"])
-    if record is None or record.product != PRODUCT:
-        not_found("dead_letter_not_found", f"there is no dead letter {request.params['id'][:80]!r}")
-    return record, record.read(DeadLetter)
-
-
-def _get_letter(request: Request, store: Store, _: Standing) -> Reply:
-    record, letter = _letter(request, store)
-    message = letter.message
-    headers = [HeaderShown(name, **_readable("value", value)) for name, value in message.headers]
-    key: dict[str, Any] = {} if message.key is None else _readable("key", message.key)
-    shown = LetterShown(
-        **_listed(record.id, letter),
-        **key,
-        **_readable("payload", message.payload),
-        headers=headers,
-    )
-    return Reply(200, encode(shown))
-
-
-def _readable(name: str, in_base64: str) -> dict[str, Any]:
-    """Return bytes as text under a name, or as they are under `<name>_base64`."""
-    try:
-        return {name: b64decode(in_base64).decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": in_base64}
-
-
-def _prepare_replay(request: Request, store: Store, _: Standing) -> Submission:
-    body = read(carried_decoder, request.body.strip() or b"{}")
-    record, letter = _letter(request, store)
-    try:
-        settle = settlement_in(b64decode(letter.message.payload))
-    except Refused:
-        check_open(record.id, letter)
-        raise
-    submission = _submission(ReplaySettlement(record.id, settle), request, body)
-    if settle.settlement_id:
-        submission.key = settlement_key(settle.settlement_id)
-    return submission
-
-
-def _parse_close(request: Request, _: Standing) -> Submission:
-    body = read(close_decoder, request.body.strip() or b"{}")
-    return _submission(CloseLetter(request.params["id"], body.note), request, body)
-
-
-def _render_close(outcomes: list[Outcome], request: Request) -> Reply:
-    outcome = outcomes[0]
-    if not isinstance(outcome, Receipt):
-        return problem_of(outcome, request)
-    shown = LetterClosed(outcome.answer.letter, outcome.answer.state)
-    return Reply(200, encode(shown), receipt_headers(outcome))
 
 
 # ── limits and modes ──────────────────────────────────────────────────────────────
@@ -704,22 +585,6 @@ _BALANCES = {
         "USD": {"available": "0", "held": "0", "posted": "0"},
     },
 }
-_LETTER_LISTED = {
-    "id": "withdrawals-1",
-    "topic": "risk-engine-settlements",
-    "partition": 0,
-    "offset": 17,
-    "reason": "message_malformed",
-    "detail": "JSON is malformed: invalid character (byte 2)",
-    "set_aside_at": _WHEN,
-    "state": "open",
-}
-_LETTER = {
-    **_LETTER_LISTED,
-    "key": "100",
-    "payload": "{ “user_id”:”100” }",
-    "headers": [{"name": "source", "value": "desk-1"}],
-}
 _LIMITS = {"token": "BTC", "per_withdrawal": "10", "per_day": "25"}
 _PAGING = {
     "limit": "How many, 1 to 1000; 100 if not given.",
@@ -727,7 +592,6 @@ _PAGING = {
 }
 _NO_USER = "There is no such user."
 _NO_WITHDRAWAL = "There is no such withdrawal."
-_NO_LETTER = "There is no such dead letter."
 
 
 def routes(*, clock: Callable[[], int] = wall_clock) -> list[Route]:
@@ -735,7 +599,6 @@ def routes(*, clock: Callable[[], int] = wall_clock) -> list[Route]:
     return [
         *_withdrawal_routes(clock),
         *_settlement_routes(),
-        *_letter_routes(),
         *_control_routes(),
     ]
 
@@ -887,7 +750,7 @@ def _settlement_routes() -> list[Route]:
             "POST",
             "/settlements",
             _parse_settlement,
-            _render_settlement,
+            render_settlement,
             is_hot=True,
             summary="Book what a trade really sold and bought",
             description=(
@@ -919,69 +782,6 @@ def _settlement_routes() -> list[Route]:
                 "next_cursor": None,
             },
             parameters={"token": "Only of this token.", **_PAGING},
-        ),
-    ]
-
-
-def _letter_routes() -> list[Route]:
-    return [
-        _reading(
-            "GET",
-            "/dead-letters",
-            _list_letters,
-            summary="Messages that could not be taken, oldest first",
-            answer=LettersPage,
-            answer_example={"data": [_LETTER_LISTED], "next_cursor": None},
-            parameters={
-                "state": "Only `open`, `replayed` or `closed` ones.",
-                "reason": "Only those with this reason.",
-                **_PAGING,
-            },
-        ),
-        _reading(
-            "GET",
-            "/dead-letters/{id}",
-            _get_letter,
-            summary="One dead letter, with its message",
-            description="Key, payload and headers as text, or in base64 where they are not UTF-8.",
-            answer=LetterShown,
-            answer_example=_LETTER,
-            errors={404: _NO_LETTER},
-        ),
-        CommandRoute(
-            face=FACE,
-            method="POST",
-            path="/dead-letters/{id}/replay",
-            prepare=_prepare_replay,
-            render=_render_settlement,
-            documentation=Documentation(
-                summary="Book the settlement of a dead letter after all",
-                description=(
-                    "For when what was wrong has been put right. The letter is closed in the "
-                    "same entry; it stays open if the settlement is refused once more."
-                ),
-                request=Carried,
-                request_example={},
-                answer=SettlementShown,
-                answer_example=_SETTLED,
-                errors={
-                    400: "The message is still no settlement.",
-                    404: "There is no such dead letter, or no such user.",
-                    409: "It was replayed or closed already, or the withdrawal has ended.",
-                },
-            ),
-        ),
-        _command(
-            "POST",
-            "/dead-letters/{id}/close",
-            _parse_close,
-            _render_close,
-            summary="Close a dead letter without booking it",
-            request=CloseBody,
-            request_example={"note": "booked by hand in entry 17"},
-            answer=LetterClosed,
-            answer_example={"id": "withdrawals-1", "state": "closed"},
-            errors={404: _NO_LETTER, 409: "It was replayed or closed already."},
         ),
     ]
 

@@ -1,14 +1,12 @@
 """The shapes of the withdrawals face on the wire: what comes in, and what goes out."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
 from pennyweight.delivery.http.wire import Amount, Moment, decoder
 from pennyweight.delivery.settlements import Id, PostedSettlement, Token
 from pennyweight.products.withdrawals.controls import Mode
-
-NOTE_LENGTH_MAX = 1_000
 
 Status = Literal["open", "settled", "cancelled", "expired"]
 """What became of a withdrawal."""
@@ -57,18 +55,11 @@ class ModeBody(Carried, kw_only=True, gc=False):
     token: Token | None = None
 
 
-class CloseBody(Carried, kw_only=True, gc=False):
-    """Why a dead letter is closed."""
-
-    note: Annotated[str, msgspec.Meta(max_length=NOTE_LENGTH_MAX)] = ""
-
-
 carried_decoder = decoder(Carried)
 withdrawal_decoder = decoder(WithdrawalBody)
 settlement_decoder = decoder(PostedSettlement)
 limits_decoder = decoder(LimitsBody)
 mode_decoder = decoder(ModeBody)
-close_decoder = decoder(CloseBody)
 
 
 # ── what goes out ─────────────────────────────────────────────────────────────────
@@ -216,53 +207,6 @@ class DeficitsPage(msgspec.Struct, frozen=True):
 
     data: list[DeficitShown]
     next_cursor: str | None
-
-
-class HeaderShown(msgspec.Struct, frozen=True):
-    """A header of a message; `value` is text, `value_base64` is there if it is none."""
-
-    name: str
-    value: str | msgspec.UnsetType = msgspec.UNSET
-    value_base64: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class LetterListed(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that could not be taken: where it was, why, and what became of it."""
-
-    id: str
-    topic: str
-    partition: int
-    offset: int
-    reason: str
-    detail: str
-    set_aside_at: str
-    state: Literal["open", "replayed", "closed"]
-    closed_in: int | msgspec.UnsetType = msgspec.UNSET
-    note: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class LetterShown(LetterListed, frozen=True, kw_only=True):
-    """A dead letter with the message itself: as text, or in base64 where it is not UTF-8."""
-
-    key: str | msgspec.UnsetType = msgspec.UNSET
-    key_base64: str | msgspec.UnsetType = msgspec.UNSET
-    payload: str | msgspec.UnsetType = msgspec.UNSET
-    payload_base64: str | msgspec.UnsetType = msgspec.UNSET
-    headers: list[HeaderShown]
-
-
-class LettersPage(msgspec.Struct, frozen=True):
-    """A page of dead letters."""
-
-    data: list[LetterListed]
-    next_cursor: str | None
-
-
-class LetterClosed(msgspec.Struct, frozen=True):
-    """A dead letter that was closed."""
-
-    id: str
-    state: str
 
 
 class LimitShown(msgspec.Struct, frozen=True):

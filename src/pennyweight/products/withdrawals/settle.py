@@ -11,12 +11,13 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from pennyweight.ledger import letters
 from pennyweight.ledger.accounts import SUSPENSE, Account, user_holder
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.holds import Hold, HoldState
-from pennyweight.ledger.letters import LETTER, Message, close_letter, open_letter, set_aside
+from pennyweight.ledger.letters import LetterAnswer, SetAsideAnswer
 from pennyweight.ledger.money import format_amount
 from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.withdrawals.shared import (
@@ -59,20 +60,6 @@ class SettlementAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False
     shortage: str = "0"
     owed: str = "0"
     credited: str = ""
-
-
-class SetAsideAnswer(msgspec.Struct, frozen=True, gc=False):
-    """The dead letter that keeps a message which could not be taken."""
-
-    letter: str
-    reason: str
-
-
-class LetterAnswer(msgspec.Struct, frozen=True, gc=False):
-    """A dead letter that an operator has dealt with."""
-
-    letter: str
-    state: str
 
 
 class _Trade(NamedTuple):
@@ -292,80 +279,36 @@ def _is_live(hold: Hold, time: int) -> bool:
 # ── messages that could not be taken ──────────────────────────────────────────────
 
 
-class SetAside(Command, frozen=True):
-    """Keep a message that could not be taken as a dead letter. Refuses nothing."""
+class SetAside(letters.SetAside, frozen=True):
+    """Keep a message that is no settlement which can be booked. Refuses nothing."""
 
     name = "set_aside_settlement"
     product = PRODUCT
-    counted = ("message", "reason", "detail")
     answer_type = SetAsideAnswer
-    is_admitting = False
-
-    message: Message
-    reason: str
-    detail: str
-
-    def reads(self, wanted: Wanted) -> None:
-        """Nothing: the letter is a new one."""
-
-    def decide(self, draft: Draft) -> SetAsideAnswer:
-        """See the class."""
-        return SetAsideAnswer(set_aside(draft, self.message, self.reason, self.detail), self.reason)
 
 
-class ReplaySettlement(Command, frozen=True):
-    """Book the settlement of a dead letter after all; the letter is closed in the same entry.
-
-    Refusals: dead_letter_not_found, owned_by_product, dead_letter_closed, and those of
-    `Settle`, which leave the letter open.
-    """
+class ReplaySettlement(letters.ReplayLetter, frozen=True):
+    """Book the settlement of a dead letter after all. For refusals see `ReplayLetter` and `Settle`."""
 
     name = "replay_settlement"
     product = PRODUCT
     counted = ("letter", "settlement")
     answer_type = SettlementAnswer
-    is_admitting = False
 
-    letter: str
     settlement: Settle
 
-    def reads(self, wanted: Wanted) -> None:
-        """The letter, and what the settlement reads."""
-        wanted.record(LETTER, self.letter)
-        self.settlement.reads(wanted)
-
-    def decide(self, draft: Draft) -> SettlementAnswer:
-        """See the class."""
-        record, letter = open_letter(draft, self.letter)
-        answer = self.settlement.decide(draft)
-        close_letter(draft, record, letter, "replayed")
-        return answer
+    @property
+    def content(self) -> Settle:
+        """The settlement."""
+        return self.settlement
 
 
-class CloseLetter(Command, frozen=True):
-    """Close a dead letter without booking it; the note says why.
-
-    Refusals: dead_letter_not_found, owned_by_product, dead_letter_closed.
-    """
+class CloseLetter(letters.CloseLetter, frozen=True):
+    """Close a dead letter without booking it. For refusals see `letters.CloseLetter`."""
 
     name = "close_letter"
     product = PRODUCT
-    counted = ("letter", "note")
     answer_type = LetterAnswer
-
-    letter: str
-    note: str = ""
-
-    def reads(self, wanted: Wanted) -> None:
-        """The letter."""
-        wanted.record(LETTER, self.letter)
-
-    def decide(self, draft: Draft) -> LetterAnswer:
-        """See the class."""
-        record, letter = open_letter(draft, self.letter)
-        return LetterAnswer(
-            self.letter, close_letter(draft, record, letter, "closed", self.note).state
-        )
 
 
 class _Replayed(msgspec.Struct, gc=False):
