@@ -209,7 +209,7 @@ class Intake(Persistent):
         consumer = self._consumer
         if consumer is None:
             return self._down
-        return consumer.status or self._trouble or self._stuck
+        return consumer.status or self._trouble or self._stuck or consumer.left_out
 
     def answered(self, flight: _Flight) -> None:
         """Take an outcome; from any thread."""

@@ -25,6 +25,9 @@ BATCH = 500
 PROBE_SECONDS = 3.0
 """After so long without a sign of life the broker is asked for one."""
 
+MISSING_SECONDS = 3.0
+"""How often a consumer looks for topics that were not there when it began."""
+
 SESSION_MILLISECONDS = 10_000
 """After a kill nobody, not even the same engine begun again, gets the partitions sooner. A member
 that is taken for dead by mistake costs a rewind to the cursors and no more."""
@@ -175,8 +178,10 @@ class Consumer(_Link):
     ) -> None:
         """Join the group. Raises ExtraMissing, and LinkError while that cannot be done.
 
-        The broker must be up and have every topic: a partition whose stream cannot be
+        The broker must be up and have one of the topics: a partition whose stream cannot be
         named for certain must not be read, or it would be read from its beginning again.
+        Topics that are not there are `left_out`, and hold up no others; when one comes,
+        `consume` raises LinkError, and a new consumer reads it as well.
         """
         super().__init__(brokers, topics[0])
         from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - see `client`
@@ -195,6 +200,8 @@ class Consumer(_Link):
         self._has_ids = False
         self._is_silent = True
         self._sure_at = self._asked_at = 0.0
+        self._missing: dict[str, str] = {}
+        self._missed_at = time.monotonic()
         self._names = self._identify()
         self._consumer = self._kafka.Consumer(
             {
@@ -213,7 +220,7 @@ class Consumer(_Link):
             | dict(self._options)
         )
         self._consumer.subscribe(
-            list(self._topics), on_assign=self._gain, on_revoke=self._lose, on_lost=self._lose
+            list(self._names), on_assign=self._gain, on_revoke=self._lose, on_lost=self._lose
         )
 
     # ── messages ──────────────────────────────────────────────────────────────────
@@ -232,6 +239,8 @@ class Consumer(_Link):
         except self._kafka.KafkaException as error:
             raise LinkError(_sentence(error.args[0])) from error
         self._asked_at = time.monotonic()
+        if self._missing:
+            self._look_for_missing()
         messages = [message for message in found if message.error() is None]
         if len(messages) < len(found):
             self._look_at_errors(found)
@@ -284,6 +293,11 @@ class Consumer(_Link):
             return None
         return int(high) if high >= 0 else None
 
+    @property
+    def left_out(self) -> str:
+        """Which topics are not read because they are not there, for `/readyz`; "" for none."""
+        return "; ".join(f"topic {topic}: {cause}" for topic, cause in self._missing.items())
+
     def is_same_topic(self) -> bool:
         """Return whether the topics are still those that were joined. Raises LinkError."""
         return self._identify() == self._names
@@ -314,9 +328,15 @@ class Consumer(_Link):
             found = [self._admin.list_topics(topic, timeout=2.0) for topic in self._topics]
         except self._kafka.KafkaException as error:
             raise LinkError(f"{self._brokers}: {_sentence(error.args[0])}") from error
-        for topic, metadata in zip(self._topics, found, strict=True):
-            if metadata.topics[topic].error is not None:
-                raise LinkError(f"topic {topic}: {_sentence(metadata.topics[topic].error)}")
+        errors = {
+            topic: metadata.topics[topic].error
+            for topic, metadata in zip(self._topics, found, strict=True)
+        }
+        self._missing = {
+            topic: _sentence(error) for topic, error in errors.items() if error is not None
+        }
+        if len(self._missing) == len(self._topics):
+            raise LinkError(self.left_out)
         cluster: str | None = found[0].cluster_id
         if cluster is None:
             raise LinkError(f"{self._brokers}: it does not say which cluster it is")
@@ -326,12 +346,28 @@ class Consumer(_Link):
         return {
             topic: [f"{cluster}/{name}" for name in (ids.get(topic), topic) if name]
             for topic in self._topics
+            if topic not in self._missing
         }
+
+    def _look_for_missing(self) -> None:
+        """Look now and then whether a topic that was left out is there. Raises LinkError if it is."""
+        now = time.monotonic()
+        if now - self._missed_at < MISSING_SECONDS:
+            return
+        self._missed_at = now
+        for topic in self._missing:
+            try:
+                found = self._admin.list_topics(topic, timeout=2.0)
+            except self._kafka.KafkaException:
+                return  # what that means is found out elsewhere
+            if found.topics[topic].error is None:
+                raise LinkError(f"topic {topic} is there now")
 
     def _ids(self) -> dict[str, str]:
         """Return the ids of the topics that have one. Raises LinkError."""
         kafka = self._kafka
-        wanted = kafka.TopicCollection(list(self._topics))
+        there = [topic for topic in self._topics if topic not in self._missing]
+        wanted = kafka.TopicCollection(there)
         described = self._admin.describe_topics(wanted, request_timeout=3.0)
         try:
             given = {topic: future.result(5.0).topic_id for topic, future in described.items()}
