@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from brokers import MockBroker
 from pennyweight.agents import agent as agent_module
+from pennyweight.agents import following as following_module
 from pennyweight.agents import relay as relay_module
 from pennyweight.agents.relay import Happening, Outgoing, Relay, Route, as_dead_letter, as_json
 from pennyweight.engine.engine import Submission
@@ -134,7 +135,7 @@ class Rig:
 
 @pytest.fixture
 def rig(mock_broker: MockBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    monkeypatch.setattr(relay_module, "MOVE_SECONDS", 0.05)
+    monkeypatch.setattr(following_module, "MOVE_SECONDS", 0.05)
     monkeypatch.setattr(agent_module, "RETRY_SECONDS_MAX", 0.2)
     mock_broker.create_topic(EVENTS, 2)
     mock_broker.create_topic(LETTERS, 2)
@@ -255,7 +256,7 @@ def test_cursor_moves_after_events_only(rig: Rig) -> None:
 def test_long_stretches_without_events_are_read_once(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "MOVE_ENTRIES", 10)
+    monkeypatch.setattr(following_module, "MOVE_ENTRIES", 10)
     for number in range(12):
         rig.execute(OpenAccount(f"user:{number}:USD"))
     rig.relay()
@@ -388,7 +389,7 @@ def test_messages_that_were_given_up_are_sent_again(rig: Rig) -> None:
 
 
 def test_cursor_moved_by_another_relay(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "MOVE_SECONDS", 0)
+    monkeypatch.setattr(following_module, "MOVE_SECONDS", 0)
     relay = rig.relay()
     rig.shout("one")
     wait_for(lambda: relay.sent == 1)

@@ -1,11 +1,7 @@
 """Sends what the journal says happened outside: every event at least once, in order by key.
 
-The journal is the outbox. A cursor in the book says up to which entry all events were
-acknowledged outside; after a crash the relay begins again there, so a reader may
-see an event twice, under the same id. The cursor moves by a command of its own, twice a
-second at most and only after events, so that the journal does not fill with it. Nothing new is
-sent while the book may have another owner, whose relay sends: so what was sent long ago does
-not come again when a process goes on that stood still.
+The journal is the outbox, followed from a cursor in the book (see `following`); after a crash
+the relay begins again there, so a reader may see an event twice, under the same id.
 
 A book that was restored from a backup would give the ids of what was lost to what comes
 after. So the relay first looks at the last messages of its topic: while one is of this life
@@ -13,7 +9,6 @@ of the book and ahead of it, nothing is sent, until the book begins a new life (
 """
 
 import heapq
-import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,13 +17,11 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from pennyweight.agents.agent import Persistent
-from pennyweight.engine.engine import Lane, MoveCursor, QueueFull, Submission
-from pennyweight.engine.port import BatchHeader, StoreError
-from pennyweight.engine.receipts import Outcome, Refusal
+from pennyweight.agents.following import IDLE_SECONDS, BookBehind, Following
+from pennyweight.engine.port import BatchHeader
 from pennyweight.ledger.entries import CorruptEntry, decode_events
-from pennyweight.links.errors import ExtraMissing, LinkError
-from pennyweight.runtime.driver import ThreadedBook, Unavailable
+from pennyweight.links.errors import LinkError
+from pennyweight.runtime.driver import ThreadedBook
 
 PAGE = 16
 """Entries that are in memory at a time. What is in them is users' data: they have places of
@@ -40,13 +33,7 @@ FLUSH_EVENTS = 500
 VALUE_MAX = 900_000
 """Bytes of a message; brokers take a little more by default. A longer one is sent empty."""
 
-IDLE_SECONDS = 0.05
 FLUSH_SECONDS = 0.2
-MOVE_SECONDS = 0.5
-MOVE_ENTRIES = 10_000
-"""The cursor also moves after so many entries without an event, so that they are read once."""
-
-LAST_MOVE_SECONDS = 1.0
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encoder = msgspec.json.Encoder()
@@ -150,17 +137,11 @@ def as_dead_letter(topic_of: Callable[[str], str]) -> Route:
     return route
 
 
-class BookBehind(Exception):
-    """Events were sent that the book does not have: it was restored, and must be recovered."""
-
-
-class Relay(Persistent):
+class Relay(Following):
     """A thread that follows the journal of some products. Counters are since its beginning.
 
     What was not acknowledged when it ends is sent again next time.
     """
-
-    expected = (LinkError, ExtraMissing, StoreError, BookBehind)
 
     def __init__(
         self,
@@ -172,31 +153,16 @@ class Relay(Persistent):
         products: Sequence[str],
     ) -> None:
         """`routes` by the event's name; others are passed over. `name` is the cursor's."""
-        super().__init__("relay")
+        super().__init__("relay", book, cursor=name)
         self.sent = 0
-        self.moves = 0
-        """How often the cursor was asked to move."""
-        self.conflicts = 0
-        """How often somebody else had moved the cursor."""
-        self._book = book
         self._outlet = outlet
         self._routes = dict(routes)
-        self._cursor_name = name
         self._products = tuple(products)
         self._producer: Sender | None = None
-        self._position = self._sent_until = self._cursor
-        self._moved_at = 0.0
-        self._is_moving = False
-        self._is_elsewhere = False
         self._is_checked = False
         self._header: BatchHeader | None = None
 
     # ── for anybody ───────────────────────────────────────────────────────────────
-
-    @property
-    def lag(self) -> int:
-        """Entries of the book, as it is now, whose events are not all acknowledged yet."""
-        return self._book.engine.head.sequence - self._position
 
     @property
     def status(self) -> str:
@@ -213,7 +179,7 @@ class Relay(Persistent):
         """
         self._check_topic()
         self._producer = producer = self._outlet.open()
-        self._position = self._sent_until = self._cursor
+        self._begin_at(self._cursor)
         try:
             while not self._is_over.is_set():
                 self._turn(producer)
@@ -244,7 +210,7 @@ class Relay(Persistent):
         """Relay a page, or wait a moment for one."""
         if self._is_elsewhere:
             self._is_elsewhere = False
-            self._position = self._sent_until = self._cursor
+            self._begin_at(self._cursor)
         head = self._book.engine.head.sequence
         if head > self._position and not self._is_to_wait:
             self._relay_page(producer, head)
@@ -253,11 +219,6 @@ class Relay(Persistent):
             self._down = ""  # what the producer knows of the broker is its own status
             self._is_over.wait(IDLE_SECONDS)
         self._move()
-
-    @property
-    def _is_to_wait(self) -> bool:
-        """Whether nothing is to be sent: at the end, and while another may own the book, who sends."""
-        return self._is_over.is_set() or not self._book.is_sure
 
     # ── a page ────────────────────────────────────────────────────────────────────
 
@@ -324,44 +285,6 @@ class Relay(Persistent):
                 raise CorruptEntry(f"entry {sequence} is in no batch")
             self._header = header
         return header
-
-    # ── the cursor ────────────────────────────────────────────────────────────────
-
-    @property
-    def _cursor(self) -> int:
-        return self._book.standing.cursors.get(self._cursor_name, 0)
-
-    def _move(self, *, is_last: bool = False) -> None:
-        """Ask the book to move the cursor, where that is worth an entry and the time has come."""
-        now, cursor = time.monotonic(), self._cursor
-        is_worth_it = self._sent_until > cursor or self._position - cursor > MOVE_ENTRIES
-        if self._is_moving or not is_worth_it:
-            return
-        if now - self._moved_at < MOVE_SECONDS and not is_last:
-            return
-        command = MoveCursor(self._cursor_name, cursor, self._position)
-        self._is_moving = True
-        self._moved_at = now
-        try:
-            self._book.submit(Submission(command, lane=Lane.TIMERS, ticket=self._moved))
-        except (QueueFull, Unavailable):
-            self._is_moving = False
-        else:
-            self.moves += 1
-
-    def _moved(self, outcome: Outcome) -> None:
-        """Take the outcome of a move; whatever it is, the cursor tells the truth."""
-        if isinstance(outcome, Refusal):
-            self.conflicts += 1
-            self._is_elsewhere = True
-        self._is_moving = False
-
-    def _move_at_last(self) -> None:
-        """Before the end, keep what was done, if the book takes it within a moment."""
-        until = time.monotonic() + LAST_MOVE_SECONDS
-        while self._sent_until > self._cursor and time.monotonic() < until:
-            self._move(is_last=True)
-            time.sleep(0.01)
 
 
 def _send(producer: Sender, outgoing: Outgoing, event_id: str) -> None:

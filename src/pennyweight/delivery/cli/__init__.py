@@ -25,6 +25,7 @@ _VERBS = (
     ("copy", "copying:copy", "Copy a book from one place to another, and prove both."),
     ("migrate", "upkeep:migrate", "Show or apply the migrations of a book's schema."),
     ("recover", "upkeep:recover", "Begin a new life of a book that was restored."),
+    ("reindex", "reindex:reindex", "Make search indices anew from the journal."),
     ("replay", "replay:app", "Decide again what the journal says was decided."),
     ("keys", "keys:app", "Create, list and revoke API keys."),
     ("limits", "controls:limits", "Show and set what withdrawals may be at most."),
