@@ -13,7 +13,16 @@ import msgspec
 
 from pennyweight.agents.expiry import HoldExpiry
 from pennyweight.assemble import EXPIRIES
-from pennyweight.delivery.http import ledger, loans, payments, proof, wallet, withdrawals
+from pennyweight.delivery.http import (
+    ledger,
+    letters,
+    loans,
+    payments,
+    portfolios,
+    proof,
+    wallet,
+    withdrawals,
+)
 from pennyweight.delivery.http.guard import Guard
 from pennyweight.delivery.http.metrics import Metrics
 from pennyweight.delivery.http.routes import CommandRoute, Route
@@ -55,6 +64,8 @@ def all_routes() -> list[Route]:
         *wallet.routes(WalletSettings()),
         *withdrawals.routes(clock=lambda: START),
         *loans.routes("seed", None),
+        *portfolios.routes(),
+        *letters.routes(),
     ]
 
 

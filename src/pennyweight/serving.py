@@ -14,8 +14,10 @@ import structlog
 from pennyweight.assemble import PRODUCTS
 from pennyweight.config import Config, ConfigError, Log
 from pennyweight.delivery.http import ledger as ledger_face
+from pennyweight.delivery.http import letters as letters_face
 from pennyweight.delivery.http import loans as loans_face
 from pennyweight.delivery.http import payments as payments_face
+from pennyweight.delivery.http import portfolios as portfolios_face
 from pennyweight.delivery.http import proof, server
 from pennyweight.delivery.http import wallet as wallet_face
 from pennyweight.delivery.http import withdrawals as withdrawals_face
@@ -123,6 +125,8 @@ def routes_of(place: Place, config: Config, window: Window | None) -> list[Route
             *loans_face.routes(
                 config.loans.dialect, window, is_push_open=config.loans.is_push_open
             ),
+            *portfolios_face.routes(),
+            *letters_face.routes(),
         ]
     except (Refused, wallet_face.SignatureUnavailable) as error:
         raise ConfigError(f"wallet: {error}") from None

@@ -54,9 +54,11 @@ _FACES = {
     "ledger": "The ledger's own face.",
     "payments": "Payments between accounts.",
     "wallet": "Bets, wins and rollbacks of users.",
-    "withdrawals": "Check and hold, settle later; deficits, limits, dead letters.",
+    "withdrawals": "Check and hold, settle later; deficits, limits.",
     "loans": "Loans against collateral: applied for, activated, warned, liquidated.",
     "loan-desk": "What the lender's own desk alone may do; never open without a key.",
+    "portfolios": "Targets, a provider's updates, and the transactions that bring portfolios back.",
+    "dead-letters": "Messages of streams that could not be taken; never open without a key.",
     "operations": "For those who run it.",
 }
 
