@@ -33,6 +33,7 @@ from pennyweight.ledger.commands import Command
 from pennyweight.lending import USERS_RESERVED as NOTICES_RESERVED
 from pennyweight.lending import Ends as LendingEnds
 from pennyweight.lending import Window
+from pennyweight.rebalancing import Ends as RebalancingEnds
 from pennyweight.runtime.book import Book
 from pennyweight.runtime.clock import ClockGuard
 from pennyweight.runtime.driver import Tenure, ThreadedBook
@@ -44,6 +45,8 @@ from pennyweight.runtime.hosted import Hosted
 from pennyweight.runtime.listener import Listener
 from pennyweight.runtime.member import Agent, Member
 from pennyweight.runtime.opening import standing_of
+from pennyweight.searching import Ends as SearchEnds
+from pennyweight.searching import users_reserved as search_reserved
 from pennyweight.stores.places import Place
 from pennyweight.streams import USERS_RESERVED, Ends
 
@@ -251,14 +254,15 @@ def check_secret(store: Store, config: Config, secret: bytes) -> None:
 
 
 def users_reserved(config: Config) -> int:
-    """Return how many users the relays may have in memory. Raises ConfigError if none are left."""
+    """Return how many users relays and exporter may have in memory. Raises ConfigError if none are left."""
     reserved = USERS_RESERVED if config.kafka.broker else 0
     if config.aws.endpoint:
         reserved += NOTICES_RESERVED
+    reserved += search_reserved(config)
     if config.cache.users_max - reserved < USERS_MIN:
         raise ConfigError(
             f"cache.users_max is {config.cache.users_max}, below {USERS_MIN + reserved}: with "
-            f"Kafka or AWS {reserved} of them are the relays', and the engine needs {USERS_MIN}"
+            f"Kafka, AWS or search {reserved} of them are the relays', and the engine needs {USERS_MIN}"
         )
     return reserved
 
@@ -306,7 +310,9 @@ class _Beside:
         self.lending = LendingEnds(config)
         self._watch = Watch()
         self._streams = Ends(config.kafka)
-        for part in (self._watch, self._streams, self.lending):
+        self._rebalancing = RebalancingEnds()
+        self._search = SearchEnds(config)
+        for part in (self._watch, self._streams, self.lending, self._rebalancing, self._search):
             self.metrics.add(part.metrics)
 
     def __enter__(self) -> Self:
@@ -323,16 +329,20 @@ class _Beside:
             HoldExpiry(book, commands=EXPIRIES),
             *self._streams.of(book),
             *self.lending.of(book),
+            *self._rebalancing.of(book),
+            *self._search.of(book),
         ]
 
     def hear(self, answers: Sequence[Answer]) -> None:
         """Hear all answers of a batch; called by the engine's thread."""
         self._watch(answers)
         self.lending.hear(answers)
+        self._rebalancing.hear(answers)
 
     def down(self) -> dict[str, str]:
         """Return what does not work, for `/readyz`."""
-        return {**self._streams.down(), **self.lending.down()}
+        parts = (self._streams, self.lending, self._rebalancing, self._search)
+        return {name: why for part in parts for name, why in part.down().items()}
 
 
 def _fronts(listener: Listener) -> Iterator[Metric]:

@@ -24,6 +24,11 @@ class Agent:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"pennyweight-{name}", daemon=True)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been told to end."""
+        return self._is_over.is_set()
+
     def start(self) -> None:
         """Begin; the book must have been started."""
         self._thread.start()
