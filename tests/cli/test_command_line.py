@@ -26,9 +26,13 @@ OWN_VERBS = (
     "copy",
     "migrate",
     "recover",
+    "reindex",
     "config",
     "version",
 )
+
+
+SIMULATIONS = ("clients", "policy", "settlements", "updates", "users", "venues")
 
 
 def test_help_lists_every_verb(cli: Cli) -> None:
@@ -46,6 +50,7 @@ def test_help_lists_every_verb(cli: Cli) -> None:
         *((verb,) for verb in OWN_VERBS),
         *(("keys", verb) for verb in ("create", "list", "revoke")),
         *((name, verb) for name in ("limits", "modes") for verb in ("show", "set")),
+        *(("simulate", verb) for verb in SIMULATIONS),
     ],
 )
 def test_every_verb_has_help_with_an_example(cli: Cli, words: tuple[str, ...]) -> None:
@@ -180,7 +185,7 @@ def test_serve_elsewhere_needs_keys(book: Path, cli: Cli) -> None:
         (("--users-in-memory", "129"), "cache.users_max is 129, below 130"),
         (
             ("--kafka", "127.0.0.1:1", "--users-in-memory", "145"),
-            "cache.users_max is 145, below 146: with Kafka or AWS 16 of them are the relays'",
+            "cache.users_max is 145, below 146: with Kafka, AWS or search 16 of them are the relays'",
         ),
     ],
 )

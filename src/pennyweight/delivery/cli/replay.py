@@ -1,7 +1,8 @@
 """`pennyweight replay`: decisions of the past, decided again from the journal."""
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from cyclopts import App, Parameter
@@ -17,6 +18,7 @@ from pennyweight.delivery.cli.shared import (
     progress,
     where,
 )
+from pennyweight.engine.port import Committed
 from pennyweight.engine.rebuild import known_commands
 from pennyweight.engine.replay import Decision, replay
 from pennyweight.ledger.commands import Command
@@ -36,6 +38,8 @@ from pennyweight.products.loans.shared import (
     read_loan,
     read_slice,
 )
+from pennyweight.products.portfolios.runs import answer_in
+from pennyweight.products.portfolios.shared import PORTFOLIO, percent_text
 
 app = App(
     name="replay",
@@ -44,18 +48,26 @@ app = App(
 )
 
 
-class Shown(msgspec.Struct, frozen=True):
-    """A decision as it is printed; amounts and loan-to-value (percent) are decimal text."""
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision as it is printed, whatever it was about."""
 
     sequence: int
     time: str
     command: str
     detail: str
+    equal: bool
+    difference: str
+
+
+class ShownOfLoan(Shown, frozen=True, kw_only=True):
+    """A decision about a loan; amounts and loan-to-value (percent) are decimal text."""
+
     price: str | None
     ltv: str | None
     status: str
-    equal: bool
-    difference: str
+
+
+AnyShown = TypeVar("AnyShown", bound=Shown)
 
 
 @app.command
@@ -81,49 +93,125 @@ def loan(
         record = opened.record(LOAN, loan_id)
         if record is None:
             raise UserError(f"there is no loan {loan_id!r}", code=2)
-        last = read_loan(record).entry
-        commands = {(kind.product, kind.name): kind for kind in known_commands()}
+        decisions = _replayed(
+            opened,
+            lambda entry: _changes(entry, LOAN, loan_id),
+            lambda decision: _of_loan(decision, loan_id),
+            until=read_loan(record).entry,
+        )
+    finally:
+        opened.close()
+    rows = [(shown.price or "-", shown.ltv or "-") for shown in decisions]
+    return _report("loan", loan_id, decisions, ("best price", "LTV %"), rows, is_json=json)
+
+
+@app.command
+def portfolio(
+    user_id: Annotated[str, Parameter(help="The portfolio's user.", allow_leading_hyphen=True)],
+    /,
+    *,
+    data: Data = None,
+    store: StoreUrl = None,
+    book: BookName = None,
+    json: Json = False,
+) -> int:
+    """Decide every update, change and execution of a portfolio again, on the book as it was then.
+
+    May run while the book is served. Exits with 0 if all come out as they are stored, byte
+    by byte; with 1 if not; with 2 if there is no such book or portfolio.
+
+    Example: pennyweight replay portfolio 1 --data book
+    """
+    opened = open_book(where(data, store, book))
+    try:
+        if opened.record(PORTFOLIO, user_id) is None:
+            raise UserError(f"user {user_id!r} has no portfolio", code=2)
+        decisions = _replayed(
+            opened,
+            lambda entry: _is_of_portfolio(entry, user_id),
+            _of_portfolio,
+            until=opened.head().sequence,
+        )
+    finally:
+        opened.close()
+    return _report("portfolio", user_id, decisions, (), [() for _ in decisions], is_json=json)
+
+
+def _replayed(
+    opened: Committed,
+    is_of: Callable[[Entry], bool],
+    shown: Callable[[Decision], AnyShown],
+    *,
+    until: int,
+) -> list[AnyShown]:
+    """Decide what is asked for again. Raises UserError."""
+    commands = {(kind.product, kind.name): kind for kind in known_commands()}
+    try:
         with progress("replaying") as tell:
-            decisions = [
-                _shown(decision, loan_id)
-                for decision in replay(
-                    opened, commands, lambda e: _is_of(e, loan_id), until=last, progress=tell
-                )
+            return [
+                shown(decision)
+                for decision in replay(opened, commands, is_of, until=until, progress=tell)
             ]
     except CorruptEntry as error:
         raise UserError(f"the journal cannot be read: {error}") from None
-    finally:
-        opened.close()
-    is_equal = all(shown.equal for shown in decisions)
-    if json:
-        print_json({"loan": loan_id, "ok": is_equal, "decisions": decisions})
-    else:
-        _print(loan_id, decisions)
-    return 0 if is_equal else 1
 
 
-def _is_of(entry: Entry, loan_id: str) -> bool:
-    """Whether an entry decided something of this loan."""
-    return any(record.kind == LOAN and record.id == loan_id for record in entry.records)
+def _changes(entry: Entry, kind: str, record_id: str) -> bool:
+    """Whether an entry changed this record."""
+    return any(record.kind == kind and record.id == record_id for record in entry.records)
 
 
-def _shown(decision: Decision, loan_id: str) -> Shown:
-    """Return what is printed of a decision."""
+def _is_of_portfolio(entry: Entry, user: str) -> bool:
+    """Whether an entry changed this portfolio, or told again what it is."""
+    if _changes(entry, PORTFOLIO, user):
+        return True
+    answer = answer_in(entry)
+    return answer is not None and answer.user == user
+
+
+def _moment(time: int) -> str:
+    """Write microseconds since 1970 as RFC 3339."""
+    seconds = datetime.fromtimestamp(time // 1_000_000, UTC)
+    return f"{seconds:%Y-%m-%dT%H:%M:%S}.{time % 1_000_000:06}Z"
+
+
+def _of_portfolio(decision: Decision) -> Shown:
+    """Return what is printed of a decision about a portfolio."""
+    entry = decision.entry
+    answer = answer_in(entry)
+    detail = ""
+    if answer is not None:
+        trades = ", ".join(
+            f"{'buy' if line.change > 0 else 'sell'} {percent_text(abs(line.change))} {line.asset}"
+            for line in answer.trades
+        )
+        detail = answer.result if answer.result != "rebalanced" else trades or "nothing to trade"
+    return Shown(
+        sequence=entry.sequence,
+        time=_moment(decision.time),
+        command=entry.command,
+        detail=detail,
+        equal=decision.is_equal,
+        difference=decision.difference,
+    )
+
+
+def _of_loan(decision: Decision, loan_id: str) -> ShownOfLoan:
+    """Return what is printed of a decision about a loan."""
     entry, command = decision.entry, decision.command
     after = next(read_loan(r) for r in entry.records if r.kind == LOAN and r.id == loan_id)
     record = decision.before.get((LOAN, loan_id))
     price, ltv = _valued(command, after if record is None else read_loan(record))
-    time = datetime.fromtimestamp(decision.time // 1_000_000, UTC)
-    return Shown(
-        entry.sequence,
-        f"{time:%Y-%m-%dT%H:%M:%S}.{decision.time % 1_000_000:06}Z",
-        entry.command,
-        _detail(command, entry),
-        None if price is None else format_amount(price, SCALE),
-        ltv,
-        after.status,
-        decision.is_equal,
-        decision.difference,
+    return ShownOfLoan(
+        sequence=entry.sequence,
+        time=_moment(decision.time),
+        command=entry.command,
+        detail=_detail(command, entry),
+        price=None if price is None else format_amount(price, SCALE),
+        ltv=ltv,
+        status=after.status,
+        equal=decision.is_equal,
+        difference=decision.difference,
     )
 
 
@@ -156,23 +244,35 @@ def _detail(command: Command | None, entry: Entry) -> str:
     )
 
 
-def _print(loan_id: str, decisions: list[Shown]) -> None:
-    """Print decisions for a reader, one a line."""
-    rows: list[tuple[Any, ...]] = [("entry", "time", "decision", "best price", "LTV %", "again")]
-    for shown in decisions:
-        price, ltv = shown.price or "-", shown.ltv or "-"
+def _report(
+    what: str,
+    name: str,
+    decisions: Sequence[Shown],
+    titles: tuple[str, ...],
+    more: Sequence[tuple[str, ...]],
+    *,
+    is_json: bool,
+) -> int:
+    """Print decisions, as JSON or one a line with further columns, and return the exit code."""
+    is_equal = all(shown.equal for shown in decisions)
+    if is_json:
+        print_json({what: name, "ok": is_equal, "decisions": decisions})
+        return 0 if is_equal else 1
+    rows: list[tuple[Any, ...]] = [("entry", "time", "decision", *titles, "again")]
+    for shown, columns in zip(decisions, more, strict=True):
         again = "equal" if shown.equal else f"DIFFERS: {shown.difference}"
-        rows.append((shown.sequence, shown.time, shown.command, price, ltv, again))
-    widths = [max(len(str(row[column])) for row in rows) for column in range(5)]
+        rows.append((shown.sequence, shown.time, shown.command, *columns, again))
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(titles) + 3)]
     details = ["", *(shown.detail for shown in decisions)]
     for row, detail in zip(rows, details, strict=True):
         cells = [str(cell).ljust(width) for cell, width in zip(row, widths, strict=False)]
         print(_plain("  ".join([*cells, row[-1], f" {detail}" if detail else ""]).rstrip()))
     differing = sum(not shown.equal for shown in decisions)
     if differing:
-        print(_plain(f"WRONG: {differing} of {len(decisions)} decisions of {loan_id} differ"))
+        print(_plain(f"WRONG: {differing} of {len(decisions)} decisions of {name} differ"))
     else:
-        print(_plain(f"ok: {len(decisions)} decisions of {loan_id}, all come out as they stand"))
+        print(_plain(f"ok: {len(decisions)} decisions of {name}, all come out as they stand"))
+    return 0 if is_equal else 1
 
 
 def _plain(line: str) -> str:

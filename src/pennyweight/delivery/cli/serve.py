@@ -46,7 +46,15 @@ def serve(
     ] = None,
     kafka: Annotated[
         str | None,
-        Parameter(help="HOST:PORT of a broker: settlements in, events out.", negative=()),
+        Parameter(
+            help="HOST:PORT of a broker: settlements and updates in, events out.", negative=()
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        Parameter(
+            help="http://HOST:PORT of Elasticsearch or OpenSearch, for documents.", negative=()
+        ),
     ] = None,
     loans: Annotated[
         bool | None,
@@ -72,8 +80,9 @@ def serve(
 
     Prints `ready http://HOST:PORT` when it is. Without API keys it listens on this machine
     only. On SIGTERM or Ctrl-C it answers what waits, and ends with exit code 0. The broker may
-    come from KAFKA_BROKER too; without one, settlements come over HTTP alone. Prices and notices
-    of loans go over the SNS and SQS at AWS_ENDPOINT_URL, orders to MOS_ESPA_URL and BLACK_SPIRE_URL.
+    come from KAFKA_BROKER too, the search engine from ELASTICSEARCH_URL; without a broker settlements
+    and updates of portfolios come over HTTP alone. Prices and notices of loans go over the SNS
+    and SQS at AWS_ENDPOINT_URL, orders to MOS_ESPA_URL and BLACK_SPIRE_URL.
 
     A book in a database may be served by several instances at once: one owns it, the others
     hand their commands to it, and one of them takes over when it is gone.
@@ -95,6 +104,7 @@ def serve(
         auth__open_faces=open_faces,
         cache__users_max=users_in_memory,
         kafka__broker=kafka,
+        search__url=search,
         loans__is_watched=loans,
         loans__dialect=loans_dialect,
         payments__profile=payments_profile,
