@@ -1,6 +1,7 @@
 """What a document is played on: a server on a book in a folder, or a PostgreSQL of its own.
 
-The one of loans gets trading posts, too, and a server that watches prices.
+The one of loans gets trading posts, too, and a server that watches prices; the one of portfolios a
+broker at `localhost:9092`, a search engine at `localhost:9200`, and a `kcat` that sends lines.
 
 A document with a block of SQL gets the database. Its blocks of SQL run there as the superuser,
 in the database that `DATABASE_URL` names once the document exported one. `localhost:5432` stands
@@ -17,10 +18,12 @@ import sys
 import psycopg
 import pytest
 
+from pennyweight.links.inwheel import InWheelBroker
 from pennyweight.simulators.balancer import Balancer
 from pennyweight.simulators.postgres import PostgresMissing, PostgresServer
 from pennyweight.simulators.posts import Posts
 from pennyweight.simulators.pricewalk import PriceWalk
+from pennyweight.simulators.searchstub import SearchStub
 from pennyweight.simulators.trading import Odds
 from served_process import serving
 
@@ -28,6 +31,19 @@ _READY = re.compile(r"ready http://127\.0\.0\.1:(\d+)")
 _PORTS = re.compile(r"--port (\d+)")
 _LISTEN = re.compile(r"--cluster-listen \S+")
 _JOB = re.compile(r"%(\d)")
+_KCAT = """#!{python}
+import argparse, sys
+from confluent_kafka import Producer
+parser = argparse.ArgumentParser()
+parser.add_argument("-P", action="store_true")
+for option in "btk":
+    parser.add_argument("-" + option)
+asked = parser.parse_args()
+producer = Producer({{"bootstrap.servers": asked.b}})
+for line in sys.stdin:
+    producer.produce(asked.t, line.rstrip("\\n"), asked.k)
+sys.exit(producer.flush(30))
+"""
 _EXPORT = re.compile(r"export (\w+)=(.*)")
 
 
@@ -91,6 +107,34 @@ def on_lending(folder):
         with serving(folder / "book", "--loans") as server:
             stage.address = server.address
             yield stage
+
+
+@contextlib.contextmanager
+def on_portfolios(folder):
+    """A stage with one server that reads from a broker and exports to a search engine."""
+    stage = _Connected(folder, "")
+    with InWheelBroker() as broker, SearchStub() as engine:
+        stage.places = {
+            "localhost:9092": broker.address,
+            "localhost:9200": engine.url.removeprefix("http://"),
+        }
+        with serving(folder / "book", "--kafka", broker.address, "--search", engine.url) as server:
+            stage.address = server.address
+            yield stage
+
+
+class _Connected(Stage):
+    def __init__(self, folder, address):
+        super().__init__(folder, address)
+        self.places = {}
+        kcat = folder / ".venv" / "bin" / "kcat"
+        kcat.write_text(_KCAT.format(python=sys.executable))
+        kcat.chmod(0o755)
+
+    def said(self, command):
+        for place, here in self.places.items():
+            command = command.replace(place, here)
+        return super().said(command)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def test_demo_is_alive_until_stopped(tmp_path):
     try:
         welcome = read_until(process, "Ctrl-C stops")
         lines = [line.strip() for line in welcome.splitlines() if line.strip().startswith("curl")]
-        assert len(lines) == 7
+        assert len(lines) == 9
         assert curl(lines[0])["Amount"] == "1000"
         assert curl(lines[1])["Amount"] == "12.5"
         assert curl(lines[0])["Amount"] == "987.5"
@@ -62,11 +62,14 @@ def test_demo_is_alive_until_stopped(tmp_path):
         assert withdrawn["status"] == "SUFFICIENT_BALANCE"
         token = re.search(r'"token": "(\w+)"', lines[3])[1]
         assert token in curl(lines[4])["balances"]
-        assert curl(lines[6]).keys() >= {"markets", "best", "is_deviating"}
+        read_until(process, r"[1-9]\d* transactions proposed")
+        assert curl(lines[5])["drift"]
+        assert "transactions" in curl(lines[6])
+        assert curl(lines[8]).keys() >= {"markets", "best", "is_deviating"}
         counted = read_until(process, "requests")
         assert re.search(r"[1-9]\d* done", counted)
         read_until(process, r"[1-9]\d* active")
-        assert [loan["status"] for loan in curl(lines[5])["loans"]][:1] in ([], ["active"])
+        assert [loan["status"] for loan in curl(lines[7])["loans"]][:1] in ([], ["active"])
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:

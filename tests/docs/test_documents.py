@@ -30,7 +30,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stages import on_a_folder, on_lending, on_postgres
+from stages import on_a_folder, on_lending, on_portfolios, on_postgres
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
@@ -130,7 +130,7 @@ def test_document_runs(document, tmp_path):
     if shutil.which("curl") is None:
         pytest.skip("not here: curl")
     blocks = blocks_of(document)
-    place = on_lending if document.stem == "loans" else on_a_folder
+    place = {"loans": on_lending, "portfolios": on_portfolios}.get(document.stem, on_a_folder)
     if any(block.language == "sql" for block in blocks):
         place = on_postgres
     with place(tmp_path) as stage:

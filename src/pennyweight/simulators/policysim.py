@@ -148,7 +148,8 @@ def past_of(
         unmatched += missed
     return Past(
         updates,
-        portfolio.created_at if earlier is None else earlier.as_of,
+        # History that was told afterwards is older than the portfolio.
+        min(portfolio.created_at, runs[0].as_of) if earlier is None else earlier.as_of,
         sum(len(run.trades) for run in traded),
         sum(len(found) for found in after),
         unmatched,

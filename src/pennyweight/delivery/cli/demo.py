@@ -26,6 +26,7 @@ from pennyweight.simulators.instances import Instances
 from pennyweight.simulators.loanworld import PUSHED, Branch, LoanWorld, Notice
 from pennyweight.simulators.ministack import MiniStack, MiniStackFailed, MiniStackMissing
 from pennyweight.simulators.population import FIRST_ID, population_csv
+from pennyweight.simulators.portfolios_demo import PORTFOLIOS, HttpDesk, PortfoliosDemo
 from pennyweight.simulators.postgres import PostgresFailed, PostgresMissing, PostgresServer
 from pennyweight.simulators.posts import Publish
 from pennyweight.simulators.publishing import Pusher, Topics
@@ -348,9 +349,12 @@ def _serve(traffic: Traffic, plan: _Plan, stage: _Stage) -> None:
     rate, seconds, stop = plan.rate, plan.seconds, plan.stop
     started = time.monotonic()
     lending = stage.lending
-    shown = _Counter(lending.text if lending else str)
+    desk = HttpDesk(stage.at)
+    portfolios = PortfoliosDemo(desk, plan.names[:PORTFOLIOS], seed=plan.seed)
+    shown = _Counter(lambda: "; ".join(one.text() for one in (lending, portfolios) if one))
     try:
         traffic.prepare()
+        portfolios.start()
         if lending:
             lending.world.play(stage.at, lending.outlet)
         _welcome(stage, traffic, _withdrawal(plan.users, plan.seed))
@@ -367,6 +371,8 @@ def _serve(traffic: Traffic, plan: _Plan, stage: _Stage) -> None:
             raise UserError(f"the server is gone ({error}): {stage.last_words()}") from None
     finally:
         traffic.close()
+        portfolios.stop()
+        desk.close()
     shown.end(time.monotonic() - started, traffic.counts)
     if lending:
         lending.end()
@@ -399,12 +405,12 @@ def _welcome(stage: _Stage, traffic: Traffic, withdrawal: tuple[str, str]) -> No
     at = stage.address
     buyer, seller = traffic.accounts["buyer"], traffic.accounts["seller"]
     body = f'{{"buyer_account_id": {buyer}, "seller_account_id": {seller}, "amount": "12.50"}}'
-    loans, going_on = "", "payments, bets and withdrawals"
+    loans, going_on = "", "payments, bets, withdrawals and updates of portfolios"
     if stage.lending:
         loans = f"""
   curl '{at}/loans?status=active&limit=3'
   curl {at}/prices"""
-        going_on = "payments, bets, withdrawals and loans"
+        going_on = "payments, bets, withdrawals, updates of portfolios and loans"
     _say(
         f"""
 pennyweight is at {at}
@@ -418,7 +424,9 @@ try these in another terminal:
   curl -H 'content-type: application/json' -d '{body}' {at}/payments
   curl '{at}/v1/accounts/user:{FIRST_ID + 1}:USD/statement?order=newest&limit=3'
   curl -H 'content-type: application/json' -d '{withdrawn}' {at}/withdrawals
-  curl {at}/users/{user}/balances{loans}
+  curl {at}/users/{user}/balances
+  curl '{at}/portfolio?user_id={FIRST_ID}'
+  curl '{at}/rebalance-transactions?user_id={FIRST_ID}&limit=4'{loans}
 
 {going_on} are going on; Ctrl-C stops
 """
