@@ -64,7 +64,7 @@ def all_routes() -> list[Route]:
         *wallet.routes(WalletSettings()),
         *withdrawals.routes(clock=lambda: START),
         *loans.routes("seed", None),
-        *portfolios.routes(),
+        *portfolios.routes(clock=lambda: START),
         *letters.routes(),
     ]
 

@@ -452,7 +452,7 @@ class ExecutedShown(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     currency: str = ""
 
 
-class TransactionShown(msgspec.Struct, gc=False):
+class TransactionShown(msgspec.Struct, kw_only=True, gc=False):
     """What is to be traded of one asset, and why.
 
     `rebalance_percent` are points of the portfolio, always above 0; `percent_of_holding` is
@@ -462,7 +462,7 @@ class TransactionShown(msgspec.Struct, gc=False):
     no `id`, `status` or `created_at`.
     """
 
-    id: str | Unset
+    id: str | Unset = UNSET
     user_id: str
     action: Literal["BUY", "SELL"]
     asset: str
@@ -472,8 +472,8 @@ class TransactionShown(msgspec.Struct, gc=False):
     rule: Rule
     drift_before: Percent
     drift_after: Percent
-    status: Status | Unset
-    created_at: str | Unset
+    status: Status | Unset = UNSET
+    created_at: str | Unset = UNSET
     amount: str | Unset = UNSET
     currency: str | Unset = UNSET
     quantity: str | Unset = UNSET
@@ -496,21 +496,21 @@ class BandShown(msgspec.Struct, frozen=True, gc=False):
     relative: Percent | Unset = UNSET
 
 
-class PolicyShown(msgspec.Struct, frozen=True, gc=False):
+class PolicyShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A policy, as `PolicyBody` takes it; what does not count is left out."""
 
-    bands: BandShown | Unset
-    asset_bands: dict[str, BandShown] | Unset
-    drift_score: Percent | Unset
-    calendar: Calendar | Unset
+    bands: BandShown | Unset = UNSET
+    asset_bands: dict[str, BandShown] | Unset = UNSET
+    drift_score: Percent | Unset = UNSET
+    calendar: Calendar | Unset = UNSET
     when: Literal["any", "all"]
     minimum_trade: Percent
     trade_to: Literal["target", "band"]
-    cash_asset: str | Unset
+    cash_asset: str | Unset = UNSET
     buy_only: bool
     cash_first: bool
     locked: list[str]
-    turnover_max: Percent | Unset
+    turnover_max: Percent | Unset = UNSET
 
 
 class HoldingShown(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -575,18 +575,18 @@ def shown_transactions(
         text = percent_text(abs(drift))
         is_whole = change == -drift
         one = TransactionShown(
-            transaction_id(answer.run, position),
-            answer.user,
-            "BUY" if change > 0 else "SELL",
-            line.asset,
-            msgspec.Raw(text) if is_whole else number(abs(change)),
-            share_of_holding(line),
-            _reason(line, text),
-            line.rule,
-            msgspec.Raw(f"-{text}") if drift < 0 else msgspec.Raw(text),
-            _NOTHING if is_whole else number(drift + change),
-            status,
-            created_at,
+            id=transaction_id(answer.run, position),
+            user_id=answer.user,
+            action="BUY" if change > 0 else "SELL",
+            asset=line.asset,
+            rebalance_percent=msgspec.Raw(text) if is_whole else number(abs(change)),
+            percent_of_holding=share_of_holding(line),
+            reason=_reason(line, text),
+            rule=line.rule,
+            drift_before=msgspec.Raw(f"-{text}") if drift < 0 else msgspec.Raw(text),
+            drift_after=_NOTHING if is_whole else number(drift + change),
+            status=status,
+            created_at=created_at,
         )
         if line.amount or line.quantity or execution is not None:
             one.amount = line.amount or UNSET
@@ -715,18 +715,19 @@ def _drifts(target: Weights, current: Weights) -> Weights:
 def show_policy(policy: Policy) -> PolicyShown:
     """Show a policy."""
     return PolicyShown(
-        _show_band(policy.band),
-        {name: _show_band(band) or BandShown() for name, band in policy.bands.items()} or UNSET,
-        _or_unset(policy.score),
-        policy.calendar or UNSET,
-        policy.when,
-        number(policy.minimum_trade),
-        policy.trade_to,
-        policy.cash or UNSET,
-        policy.is_buy_only,
-        policy.is_cash_first,
-        list(policy.locked),
-        _or_unset(policy.turnover_max),
+        bands=_show_band(policy.band),
+        asset_bands={name: _show_band(band) or BandShown() for name, band in policy.bands.items()}
+        or UNSET,
+        drift_score=_or_unset(policy.score),
+        calendar=policy.calendar or UNSET,
+        when=policy.when,
+        minimum_trade=number(policy.minimum_trade),
+        trade_to=policy.trade_to,
+        cash_asset=policy.cash or UNSET,
+        buy_only=policy.is_buy_only,
+        cash_first=policy.is_cash_first,
+        locked=list(policy.locked),
+        turnover_max=_or_unset(policy.turnover_max),
     )
 
 
