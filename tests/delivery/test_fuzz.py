@@ -23,9 +23,11 @@ SCHEMA = schemathesis.openapi.from_dict(openapi.describe(ROUTES))
 _DESK = (
     r"^/(withdrawals|settlements|deficits|dead-letters|limits|token-modes|users/\{user\}/balances)"
 )
+_PORTFOLIOS = r"^/(portfolio|portfolios|rebalance)"
 LEDGER = SCHEMA.include(path_regex="^/v1/")
 DESK = SCHEMA.include(path_regex=_DESK)
-OTHERS = SCHEMA.include(path_regex="^/(?!v1/)").exclude(path_regex=_DESK)
+PORTFOLIOS = SCHEMA.include(path_regex=_PORTFOLIOS)
+OTHERS = SCHEMA.include(path_regex="^/(?!v1/)").exclude(path_regex=f"{_DESK}|{_PORTFOLIOS}")
 
 CHECKS = [
     not_a_server_error,
@@ -51,6 +53,8 @@ def served() -> Iterator[Served]:
         served.post("/withdrawals", held)
         trade = {"bought_token": "ETH", "bought_quantity": 1, "sold_token": "USD"}
         served.post("/settlements", {"user_id": 1, **trade, "sold_quantity": 500})
+        served.post("/portfolio", {"user_id": "0", "allocation": {"a": 60, "b": 40}})
+        served.post("/rebalance", {"user_id": "0", "new_allocation": {"a": 70, "b": 30}})
         yield served
 
 
@@ -77,6 +81,12 @@ def test_withdrawals_face(case: schemathesis.Case, served: Served) -> None:
     case.call_and_validate(base_url=served.server.address, checks=CHECKS)
 
 
+@PORTFOLIOS.parametrize()
+@fuzz(6)
+def test_portfolios_face(case: schemathesis.Case, served: Served) -> None:
+    case.call_and_validate(base_url=served.server.address, checks=CHECKS)
+
+
 @OTHERS.parametrize()
 @fuzz(4)
 def test_other_faces(case: schemathesis.Case, served: Served) -> None:
@@ -85,7 +95,7 @@ def test_other_faces(case: schemathesis.Case, served: Served) -> None:
 
 @pytest.mark.heavy
 @SCHEMA.parametrize()
-@fuzz(400)
+@fuzz(250)
 def test_all_faces_longer(case: schemathesis.Case, served: Served) -> None:
     case.call_and_validate(base_url=served.server.address, checks=[not_a_server_error])
 
