@@ -367,4 +367,5 @@ def invariants() -> list[Invariant]:
         wallet.WalletLaw(),
         withdrawals.WithdrawalsLaw(),
         loans.LoansLaw(),
+        portfolios.PortfoliosLaw(),
     ]

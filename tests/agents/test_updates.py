@@ -163,14 +163,14 @@ def test_refused_updates_are_counted_and_stop_nobody(rig: Rig) -> None:
 def test_a_rule_that_breaks_holds_nobody_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The poison update is tried again, later each time, and taken once the rule is right."""
     monkeypatch.setattr(updates_module, "REST_SECONDS", 0.02)
-    decide = Rebalance.decide
+    decide = Rebalance.decide_as_of
 
-    def broken(self: Rebalance, draft: Any) -> Any:
+    def broken(self: Rebalance, arrived_at: int, draft: Any) -> Any:
         if self.user == "bob":
             raise RuntimeError("poison")
-        return decide(self, draft)
+        return decide(self, arrived_at, draft)
 
-    monkeypatch.setattr(Rebalance, "decide", broken)
+    monkeypatch.setattr(Rebalance, "decide_as_of", broken)
     agent = rig.add(UpdateQueue(rig.book, every_seconds=0.01))
     poison, *others = queue(rig, update("bob", 1), update("ann", 2), update("cid", 3))
     wait_for(lambda: agent.taken == 2)
@@ -179,7 +179,7 @@ def test_a_rule_that_breaks_holds_nobody_up(rig: Rig, monkeypatch: pytest.Monkey
     assert queued(rig, poison).state == "queued"
     assert agent._resting[poison][1] > 0.02
     assert agent.status == ""
-    monkeypatch.setattr(Rebalance, "decide", decide)
+    monkeypatch.setattr(Rebalance, "decide_as_of", decide)
     wait_for(lambda: agent.taken == 3)
     assert agent._resting == {}
     assert stocks_of(rig, "bob") == "1"

@@ -47,6 +47,18 @@ from pennyweight.products.loans.liquidate import (
     PlaceSlices,
 )
 from pennyweight.products.loans.shared import LEVELS, ONE, Level, Quote
+from pennyweight.products.portfolios import execute, orders, plan, queue, rebalance, runs, setup
+from pennyweight.products.portfolios import shared as portfolios_shared
+from pennyweight.products.portfolios.execute import ExecuteTransactions, Fill
+from pennyweight.products.portfolios.letters import (
+    CloseUpdateLetter,
+    ReplayUpdate,
+    SetAsideUpdate,
+)
+from pennyweight.products.portfolios.queue import QueueUpdate, TakeUpdate
+from pennyweight.products.portfolios.rebalance import Rebalance
+from pennyweight.products.portfolios.setup import ChangeTarget, CreatePortfolio, SetPolicy
+from pennyweight.products.portfolios.shared import Holding, Policy
 from pennyweight.products.withdrawals import controls, settle, shared, withdraw
 from pennyweight.products.withdrawals.controls import SetLimits, SetMode
 from pennyweight.products.withdrawals.settle import (
@@ -450,6 +462,103 @@ FAIL_SLICE = (
     ],
 )
 SET_LIQUIDATIONS = (SetLiquidations("no_new"), KEYS)
+# The portfolios of the book: see `_portfolios`. All are half BTC and half USD.
+HALVES = {"BTC": "50", "USD": "50"}
+DRIFTED = {"BTC": "60", "USD": "40"}
+UNSOUND_POLICY = Policy(is_buy_only=True)
+NOBODY = [
+    defect("user_id_invalid", user=""),
+    defect("portfolio_not_found", user="99"),
+]
+BAD_SUM = defect("allocation_invalid", allocation={"BTC": "99"})
+CREATE_PORTFOLIO = (
+    CreatePortfolio("new", HALVES),
+    [
+        *KEYS,
+        NOBODY[0],
+        BAD_SUM,
+        defect("allocation_invalid", allocation={}),
+        defect("policy_invalid", policy=UNSOUND_POLICY),
+        defect("portfolio_exists", user="1", allocation=DRIFTED),
+    ],
+)
+CHANGE_TARGET = (ChangeTarget("1", DRIFTED), [*KEYS, *NOBODY, BAD_SUM])
+SET_POLICY = (
+    SetPolicy("1", Policy()),
+    [*KEYS, *NOBODY, defect("policy_invalid", policy=UNSOUND_POLICY)],
+)
+VALUED = [
+    BAD_SUM,
+    defect("allocation_invalid", allocation={"BTC": "-1", "USD": "101"}),
+    defect("allocation_invalid", allocation={"BTC\n": "100"}),
+    defect("asset_unknown", currency="XXX"),
+    defect("holdings_invalid", value="ten"),
+    defect("holdings_invalid", value="1e-19"),
+    defect("holdings_invalid", holdings={"BTC": Holding("1", "0")}),
+    defect("holdings_invalid", allocation={}, holdings={"BTC": Holding("1")}),
+    defect("allocation_invalid", allocation={}, holdings={}),
+    defect("holdings_invalid", allocation={}, value="ten"),
+]
+REBALANCE = (
+    Rebalance("1", DRIFTED, "", None, "100", "USD", {"BTC": Holding("1", "10")}),
+    [*KEYS, *NOBODY, *VALUED, defect("as_of_in_future", as_of=FAR)],
+)
+QUEUE_UPDATE = (
+    QueueUpdate(Rebalance("1", DRIFTED)),
+    [
+        *KEYS,
+        defect("user_id_invalid", update=Rebalance("", DRIFTED)),
+        defect("portfolio_not_found", update=Rebalance("99", {})),
+    ],
+)
+TAKE_UPDATE = (
+    TakeUpdate(1, "1"),
+    [
+        *KEYS,
+        NOBODY[0],
+        defect("update_not_found", number=99),
+        defect("update_taken", number=2),
+        defect("update_taken", number=3),
+    ],
+)
+
+
+def sold(quantity="1", amount="10", currency="USD", position=1):
+    return {"fills": (Fill(position, quantity, amount, currency),)}
+
+
+EXECUTE_TRANSACTIONS = (
+    ExecuteTransactions("1", 0, (Fill(1, "1", "10", "USD"),)),  # the fixture names the run
+    [
+        *KEYS,
+        NOBODY[0],
+        defect("transaction_not_found", run=9_999),
+        defect("transaction_not_found", run=-1),
+        defect("transaction_not_found", user="2"),
+        defect("transaction_not_found", **sold(position=3)),
+        defect("transaction_not_found", **sold(position=0)),
+        defect("transaction_executed", **sold(position=2)),
+        defect("transaction_executed", fills=(Fill(1), Fill(1, "1", "10", "USD"))),
+        defect("amount_invalid", **sold(amount="ten")),
+        defect("amount_invalid", **sold(quantity="ten")),
+        defect("amount_invalid", fills=(Fill(1, "1", "", "USD"),)),
+        defect("amount_not_positive", **sold(amount="0")),
+        defect("amount_not_positive", **sold(quantity="0")),
+        defect("amount_too_large", **sold(amount="1e30")),
+        defect("amount_too_fine", **sold(amount="1e-19")),
+        defect("asset_unknown", **sold(currency="XXX")),
+    ],
+)
+REPLAY_UPDATE = (
+    ReplayUpdate("portfolios-4", Rebalance("1", DRIFTED)),
+    [
+        *KEYS,
+        defect("dead_letter_not_found", letter="portfolios-9"),
+        defect("dead_letter_closed", letter="portfolios-5"),
+        defect("owned_by_product", letter="probe-3"),
+    ],
+)
+CLOSE_UPDATE_LETTER = (CloseUpdateLetter("portfolios-4", "of no use"), REPLAY_UPDATE[1])
 WALKS = {
     "transfer": TRANSFER,
     "open_account": OPEN_ACCOUNT,
@@ -477,6 +586,15 @@ WALKS = {
     "fill_slice": FILL_SLICE,
     "fail_slice": FAIL_SLICE,
     "set_liquidations": SET_LIQUIDATIONS,
+    "create_portfolio": CREATE_PORTFOLIO,
+    "change_target": CHANGE_TARGET,
+    "set_policy": SET_POLICY,
+    "rebalance": REBALANCE,
+    "queue_update": QUEUE_UPDATE,
+    "take_update": TAKE_UPDATE,
+    "execute_transactions": EXECUTE_TRANSACTIONS,
+    "replay_update": REPLAY_UPDATE,
+    "close_update_letter": CLOSE_UPDATE_LETTER,
 }
 WALKED_ALONE = {"too_many_transfers", "entry_not_found", "entry_not_reversible", "cursor_conflict"}
 WALKED_ALONE |= {"entry_already_reversed", "liquidations_paused"}
@@ -497,6 +615,7 @@ def done(stage, command, **options):
 def stage():
     """The common book."""
     stage = Stage(batch_max=2_000, users_max=5_000)
+    stage.runs = {}
     stage.play("""
         given
             user:1:USD          100
@@ -534,6 +653,7 @@ def stage():
     assert done(stage, taking).answer == 7
     _withdrawals(stage)
     _loans(stage)
+    _portfolios(stage)
     fill = [OpenAccount(f"user:many:{n}:USD") for n in range(ACCOUNTS_PER_HOLDER_MAX)]
     fill += [PlaceHold("user:busy:USD", "USD", "1")] * HOLDS_OPEN_MAX
     fill += [PlaceHold("house:held:USD", "USD", LARGEST)]
@@ -545,11 +665,12 @@ def stage():
     done(stage, Transfer("world:USD", "user:rich:USD", "USD", str(room)))
     top_up = Transfer("house:more:USD", "user:rich:USD", "USD", str(10**20 - 1 - room))
     done(stage, top_up)
-    for product in ("ledger", "withdrawals", "loans"):
+    for product in ("ledger", "withdrawals", "loans", "portfolios"):
         done(stage, Abandon(product), key="abandoned")
     done(stage, Transfer("house:USD", "house:other:USD", "USD", "1", id="x"), key="used")
     done(stage, SetLimits("USD", "1000"), key="used")
     done(stage, SetLiquidations("normal"), key="used")
+    done(stage, CreatePortfolio("used", HALVES), key="used")
     return stage
 
 
@@ -612,12 +733,30 @@ def _loans(stage):
     done(stage, FillSlice("liquidated", 1, "order", "33.33333334", "1000", "1", 0))
 
 
+def _portfolios(stage):
+    """What the portfolios stumble on; of the run of user 1 the purchase is executed."""
+    for user in ("1", "2", "closed", "many", "rich"):
+        done(stage, CreatePortfolio(user, HALVES))
+        stage.runs[user] = done(stage, Rebalance(user, DRIFTED)).sequence
+    done(stage, ExecuteTransactions("1", stage.runs["1"], (Fill(2),)))
+    for update in (Rebalance("1", DRIFTED), Rebalance("1", DRIFTED), Rebalance("1", {})):
+        done(stage, QueueUpdate(update))
+    done(stage, TakeUpdate(2, "1"))
+    done(stage, TakeUpdate(3, "1"))
+    message = Message("topic", 0, 7, "e30=")
+    for _ in range(2):
+        done(stage, SetAsideUpdate(message, "message_malformed", "no"))
+    done(stage, CloseUpdateLetter("portfolios-5"))
+
+
 def refusal(stage, command, defects):
     changes = {name: value for one in defects for name, value in one.fields.items()}
     options = {
         "key": "".join(one.key for one in defects),
         "not_after": next((d.not_after for d in defects if d.not_after is not None), None),
     }
+    if isinstance(command, ExecuteTransactions):
+        changes = {"run": stage.runs["1"], **changes}
     before = stage.store.head()
     outcome = run(stage, msgspec.structs.replace(command, **changes), **options)
     assert stage.store.head() == before, outcome
@@ -662,6 +801,23 @@ def test_refusals_while_liquidations_are_paused(stage, walk):
         assert run(stage, command).reason is Reason.LIQUIDATIONS_PAUSED
     finally:
         done(stage, SetLiquidations("normal"))
+
+
+@pytest.mark.parametrize(
+    ("user", "code"),
+    [
+        ("closed", "account_closed"),
+        ("many", "too_many_accounts"),
+        ("rich", "balance_too_large"),
+    ],
+)
+def test_refusals_of_an_execution_that_cannot_be_booked(stage, user, code):
+    """What comes last: how the accounts stand that it moves."""
+    sale = ExecuteTransactions(user, 0, (Fill(1, "1", "1", "USD"),))
+    right = {"run": stage.runs[user]}
+    assert refusal(stage, sale, [Defect(code, right)]).reason.code == code
+    fine = Defect("amount_too_fine", {**right, "fills": (Fill(1, "1e-19", "1", "USD"),)})
+    assert refusal(stage, sale, [fine]).reason.code == "amount_too_fine"
 
 
 def test_refusal_of_a_hold_too_fine(stage):
@@ -758,7 +914,8 @@ def test_refusals_walk_is_complete():
     """Whatever the ledger, its products of its own and the engine can refuse for is walked above."""
     mentioned = set()
     modules = (general, engine_module, controls, settle, shared, withdraw)
-    for module in (*modules, apply, life, liquidate, loans_shared):
+    modules += (apply, life, liquidate, loans_shared, execute, orders, plan, queue, rebalance)
+    for module in (*modules, runs, setup, portfolios_shared):
         mentioned |= _mentioned(module)
     for path in Path(pennyweight.ledger.__path__[0]).glob("*.py"):
         if path.stem != "refusals":
@@ -776,7 +933,8 @@ def test_reasons_are_one_closed_list():
         assert isinstance(reason.kind, Kind)
         assert isinstance(reason.is_retryable, bool)
         # What can never succeed as written is not worth waiting for.
-        assert not (reason.is_retryable and reason.kind in {Kind.MALFORMED, Kind.KEY}), reason
+        is_hopeless = reason.kind in {Kind.MALFORMED, Kind.KEY}
+        assert not (reason.is_retryable and is_hopeless)
         assert reason.is_retryable or reason.kind is not Kind.UNFUNDED, reason
 
 
@@ -789,4 +947,5 @@ def test_reasons_that_waiting_may_cure():
         "too_many_holds", "insufficient_funds", "balance_too_large", "user_not_found",
         "withdrawal_not_found", "withdrawals_halted", "withdrawals_reducing", "limit_reached",
         "loan_not_found", "loan_changed", "loan_not_due", "quotes_stale", "liquidations_paused",
+        "portfolio_not_found", "transaction_not_found",
     }  # fmt: skip

@@ -16,12 +16,15 @@ MORE_SCENARIOS = [
     "tests/ledger/test_refusals.py",
     "tests/products/test_loans.py",
     "tests/products/test_payments.py",
+    "tests/products/test_portfolios.py",
+    "tests/products/test_portfolios_policies.py",
 ]
 STILL_MORE_SCENARIOS = [
     "tests/products/test_withdrawals.py",
     "tests/products/test_withdrawals_controls.py",
     "tests/products/test_withdrawals_events.py",
     "tests/products/test_withdrawals_letters.py",
+    "tests/products/test_portfolios_letters.py",
 ]
 UNORDERED = "many_threads"
 """Here threads race, and the twins need not decide in the same order."""

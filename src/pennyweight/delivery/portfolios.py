@@ -186,6 +186,11 @@ def one_of(name: str, *given: T | Unset) -> T | Unset:
     return found[0]
 
 
+def by_name(given: Mapping[str, T]) -> dict[str, T]:
+    """Return a map in the order of its names: in whatever order it was sent, it is the same one."""
+    return dict(sorted(given.items()))
+
+
 def read_weights(body_decoder: msgspec.json.Decoder[T], content: bytes) -> T:
     """Decode a body that holds percentages. Raises Unreadable; Refused, naming the asset.
 
@@ -313,6 +318,8 @@ def update_of(body: UpdateBody) -> Rebalance:
         allocation = {}
     elif not allocation:
         refuse(Reason.ALLOCATION_INVALID, "new_allocation names no asset")
+    else:
+        allocation = by_name(allocation)
     request_id = "" if body.request_id is None else _checked_id(body.request_id)
     as_of = None if body.as_of is None else microseconds(body.as_of, "as_of")
     value = body.portfolio_value or ""
@@ -320,7 +327,7 @@ def update_of(body: UpdateBody) -> Rebalance:
         return Rebalance(user_in(body), allocation, request_id, as_of)  # type: ignore[arg-type]
     holdings = {
         name: Holding(one.quantity or "", one.price or "", one.lot or "")
-        for name, one in (body.holdings or {}).items()
+        for name, one in by_name(body.holdings or {}).items()
     }
     currency = body.currency or CURRENCY
     return Rebalance(user_in(body), allocation, request_id, as_of, value, currency, holdings)  # type: ignore[arg-type]

@@ -57,12 +57,12 @@ class Reason(enum.Enum):
 
     # The request as a whole; inside an atomic list the first bad transfer decides.
     TOO_MANY_TRANSFERS = ("too_many_transfers", Kind.MALFORMED, False)
-    AS_OF_IN_FUTURE = ("as_of_in_future", Kind.MALFORMED, True)
     EFFECTIVE_AT_IN_FUTURE = ("effective_at_in_future", Kind.MALFORMED, False)
 
     # Shape: ids, assets, amounts.
     ACCOUNT_ID_INVALID = ("account_id_invalid", Kind.MALFORMED, False)
     USER_ID_INVALID = ("user_id_invalid", Kind.MALFORMED, False)
+    AS_OF_IN_FUTURE = ("as_of_in_future", Kind.MALFORMED, False)
     WITHDRAWAL_ID_INVALID = ("withdrawal_id_invalid", Kind.MALFORMED, False)
     LOAN_ID_INVALID = ("loan_id_invalid", Kind.MALFORMED, False)
     NAME_INVALID = ("name_invalid", Kind.MALFORMED, False)

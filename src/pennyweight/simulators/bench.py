@@ -25,12 +25,13 @@ from pennyweight.simulators.figures import (
 from pennyweight.simulators.inprocess import fill
 from pennyweight.simulators.jobs import FacadeJob, InProcessJob, LoadJob, Row
 from pennyweight.simulators.machine import Usage, usage
+from pennyweight.simulators.rebalancebench import REBALANCES, run_rebalances
 from pennyweight.simulators.sampling import Skew
 from pennyweight.simulators.server import Verdict
 from pennyweight.simulators.stand import Stand, spent_between
 from pennyweight.simulators.workloads import WORKLOADS, Target
 
-SCENARIOS = (*WORKLOADS, *DESK, "in-process", "facade")
+SCENARIOS = (*WORKLOADS, *DESK, *REBALANCES, "in-process", "facade")
 KEY_KINDS = ("random", "ordered")
 _INSTANCES_MAX = 16
 
@@ -104,6 +105,8 @@ def run(setting: Setting, report: Report) -> Figures:
         try:
             if setting.scenario in DESK:
                 return run_desk(setting, book, directory, report)
+            if setting.scenario in REBALANCES:
+                return run_rebalances(setting, book, directory, report)
             if setting.scenario == "in-process":
                 return _run_in_process(setting, book, directory, report)
             return _run_served(setting, book, directory, report)

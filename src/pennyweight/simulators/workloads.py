@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pennyweight.simulators.sampling import Skew, keys, pairs
+from pennyweight.simulators.updates import LOAD_TARGET, drifts
 
 _PAIRS_MIN, _PAIRS_MAX = 1 << 12, 1 << 18
 _LIST = 500
@@ -192,6 +193,45 @@ class Bets(Base):
             yield wins % (player, *second, *second, *first)
 
 
+class Rebalances(Base):
+    """`POST /rebalance`: what a portfolio has become, each time something else, under an id."""
+
+    expected = b'"SELL"'
+
+    def __init__(self, target: Target) -> None:
+        """Who drifts is drawn by the target's skew and seed."""
+        super().__init__(target)
+        draw = random.Random(f"rebalances {target.seed} {target.skew}")
+        self._drifts = drifts(draw, self.skew, target.users)
+
+    def funding(self) -> list[list[bytes]]:
+        """Make the portfolios."""
+        run = self.target.run
+        return [
+            [
+                self.post("/portfolio", {"user_id": f"{run}{user:07d}", "allocation": LOAD_TARGET})
+                for user in range(self.target.users)
+            ]
+        ]
+
+    def stream(self) -> Iterator[bytes]:
+        """Yield updates."""
+        body = (
+            f'{{"user_id":"{self.target.run}%07d","new_allocation":{{"bonds":%02d.%02d,'
+            '"gold":%02d.%02d,"stocks":%02d.%02d},"request_id":"%032x"}'
+        )
+        head = self.head("POST", "/rebalance", length=len(body % ((0,) * 8)))
+        template = head + body.encode()
+        for number, drift in zip(self.keys, self._drifts, strict=False):
+            yield template % (
+                drift.user,
+                *divmod(drift.bonds, 100),
+                *divmod(drift.gold, 100),
+                *divmod(drift.stocks, 100),
+                number,
+            )
+
+
 def _uuid_parts(number: int) -> tuple[int, int, int]:
     """Return the first 48 bits of a key in two parts, and the last 48, as the UUIDs show them."""
     return number >> 96, number >> 80 & 0xFFFF, number & 0xFFFF_FFFF_FFFF
@@ -202,8 +242,9 @@ def _slices(count: int) -> list[range]:
     return [range(first, min(first + _LIST, count)) for first in range(0, count, _LIST)]
 
 
-WORKLOADS: dict[str, type[Transfers] | type[Payments] | type[Bets]] = {
+WORKLOADS: dict[str, type[Transfers] | type[Payments] | type[Bets] | type[Rebalances]] = {
     "transfers": Transfers,
     "payments": Payments,
     "bets": Bets,
+    "rebalances": Rebalances,
 }

@@ -6,6 +6,8 @@ from cyclopts import App, Parameter
 
 from pennyweight.delivery.cli.bench_cache import cache
 from pennyweight.delivery.cli.bench_desk import settlements, withdrawals
+from pennyweight.delivery.cli.bench_export import export
+from pennyweight.delivery.cli.bench_rebalances import rebalances
 from pennyweight.delivery.cli.bench_shared import (
     Addresses,
     Batch,
@@ -25,7 +27,7 @@ from pennyweight.delivery.cli.shared import database_of, host_and_port
 from pennyweight.simulators.figures import Setting
 
 app = App(name="bench", result_action="return_value")
-for _command in (withdrawals, settlements, cache, ticks):
+for _command in (withdrawals, settlements, rebalances, export, cache, ticks):
     app.command(_command)
 
 Scenario = Literal["transfers", "payments", "bets", "in-process", "facade"]

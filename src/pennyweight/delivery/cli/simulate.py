@@ -7,23 +7,18 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from pennyweight.delivery.cli.shared import UserError
+from pennyweight.delivery.cli.simulate_clients import clients
+from pennyweight.delivery.cli.simulate_policy import policy
 from pennyweight.delivery.cli.simulate_settlements import settlements
+from pennyweight.delivery.cli.simulate_updates import updates
+from pennyweight.delivery.cli.simulate_venues import venues
 from pennyweight.simulators.population import LINE_ENDS, population_csv
 
 USERS_MAX = 10_000_000
 
 app = App(name="simulate", help="Generate users and traffic.", result_action="return_value")
-app.command(settlements)
-app.command(
-    "pennyweight.delivery.cli.simulate_venues:venues",
-    name="venues",
-    help="Be both trading posts: publish prices, take orders, fail.",
-)
-app.command(
-    "pennyweight.delivery.cli.simulate_clients:clients",
-    name="clients",
-    help="Be a bank's clients: apply for loans, post collateral.",
-)
+for _command in (settlements, venues, clients, updates, policy):
+    app.command(_command)
 
 
 @app.command

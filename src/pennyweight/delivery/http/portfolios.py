@@ -75,6 +75,7 @@ from pennyweight.delivery.portfolios import (
     PortfolioShown,
     PostedUpdate,
     TransactionShown,
+    by_name,
     check_key,
     numbers,
     one_of,
@@ -103,7 +104,7 @@ from pennyweight.products.portfolios.setup import (
     SetPolicy,
     SetupAnswer,
 )
-from pennyweight.products.portfolios.shared import ASSETS_MAX, Line, RunAnswer, transaction_id
+from pennyweight.products.portfolios.shared import ASSETS_MAX, RunAnswer, transaction_id
 from pennyweight.runtime.clock import wall_clock
 
 FACE = PRODUCT
@@ -136,7 +137,7 @@ def _target_of(body: TargetBody) -> dict[str, str]:
     allocation = one_of("allocation", body.allocation, body.allocation_too)
     if allocation is UNSET:
         raise Incomplete("allocation is missing")
-    return allocation  # type: ignore[return-value]  # an `Amount` is plain text
+    return by_name(allocation)
 
 
 def _parse_create(request: Request, _: Standing) -> Submission:
@@ -272,14 +273,7 @@ def _prepare_one(request: Request, store: Store, _: Standing) -> Submission:
     answer = None if place is None else run_of(place[0], store)
     if place is None or answer is None or place[1] > len(answer.trades):
         not_found("transaction_not_found", f"there is no transaction {name[:80]!r}")
-    position = place[1]
-    is_told = body.quantity is not None or body.amount is not None
-    if body.as_planned and is_told:
-        raise Incomplete("as_planned, or quantity and amount: not both")
-    if body.as_planned:
-        fill = _planned(position, answer.trades[position - 1], answer.currency)
-    else:
-        fill = _fill(position, body, answer)
+    fill = _fill(place[1], body, answer)
     return _submission(ExecuteTransactions(answer.user, answer.run, (fill,)), request, body)
 
 
@@ -294,35 +288,19 @@ def _fill(position: int, body: ExecutedBody | FillBody, answer: RunAnswer) -> Fi
     return Fill(position, quantity, amount, currency)
 
 
-def _planned(position: int, line: Line, currency: str) -> Fill:
-    """Return a transaction as it was proposed; of which not enough is known, without amounts."""
-    if "0" in {line.amount, line.quantity} or not (line.amount and line.quantity and currency):
-        return Fill(position)
-    return Fill(position, line.quantity, line.amount, currency)
-
-
 def _prepare_run(request: Request, store: Store, _: Standing) -> Submission:
     body = read_weights(run_executed_decoder, request.body.strip() or b"{}")
     answer = run_in_path(request, store)
-    if body.fills is not None and body.as_planned:
-        raise Incomplete("as_planned, or fills: not both")
-    if body.fills is None:
-        fills = _all_fills(answer, store, is_as_planned=body.as_planned)
-    else:
-        fills = _told_fills(body.fills, answer)
+    fills = _all_fills(answer, store) if body.fills is None else _told_fills(body.fills, answer)
     return _submission(ExecuteTransactions(answer.user, answer.run, fills), request, body)
 
 
-def _all_fills(answer: RunAnswer, store: Store, *, is_as_planned: bool) -> tuple[Fill, ...]:
+def _all_fills(answer: RunAnswer, store: Store) -> tuple[Fill, ...]:
     """Return all transactions of a run; those that are executed already, as they were."""
     executed = executions_of(answer.run, store)
     return tuple(
-        executed[position].fill
-        if position in executed
-        else _planned(position, line, answer.currency)
-        if is_as_planned
-        else Fill(position)
-        for position, line in enumerate(answer.trades, 1)
+        executed[position].fill if position in executed else Fill(position)
+        for position in range(1, len(answer.trades) + 1)
     )
 
 

@@ -48,14 +48,12 @@ class NewPolicyBody(OwnersBody, kw_only=True, gc=False):
 class ExecutedBody(Carried, kw_only=True, gc=False):
     """For how much a transaction was carried out: all of it or nothing.
 
-    `currency` is that of the run where it is left out. `as_planned`: as much as was proposed,
-    where that is known.
+    `currency` is that of the run where it is left out.
     """
 
     quantity: Amount | None = None
     amount: Amount | None = None
     currency: str | None = None
-    as_planned: bool = False
 
 
 class FillBody(msgspec.Struct, kw_only=True, gc=False):
@@ -71,7 +69,6 @@ class RunExecutedBody(Carried, kw_only=True, gc=False):
     """Which transactions of a run were carried out; without `fills`, all that are left."""
 
     fills: list[FillBody] | None = None
-    as_planned: bool = False
 
 
 target_decoder = decoder(TargetBody)

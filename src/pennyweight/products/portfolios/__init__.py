@@ -7,7 +7,8 @@ one before. Points are of the portfolio; what is sold is what is bought, to the 
 """
 
 # Every command of the product is imported here, so that it is known wherever the product is.
-from pennyweight.products.portfolios import execute, queue, rebalance, setup
+from pennyweight.products.portfolios import execute, letters, queue, rebalance, setup
+from pennyweight.products.portfolios.law import PortfoliosLaw
 from pennyweight.products.portfolios.shared import PRODUCT
 
-__all__ = ["PRODUCT", "execute", "queue", "rebalance", "setup"]
+__all__ = ["PRODUCT", "PortfoliosLaw", "execute", "letters", "queue", "rebalance", "setup"]

@@ -5,6 +5,7 @@ import msgspec
 from pennyweight.ledger.accounts import user_account, user_holder
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
+from pennyweight.ledger.money import parse
 from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.portfolios.runs import run_in
 from pennyweight.products.portfolios.shared import (
@@ -31,6 +32,11 @@ class Fill(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     amount: str = ""
     currency: str = ""
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it is told for how much."""
+        return bool(self.quantity or self.amount or self.currency)
+
 
 class Execution(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A transaction that was executed, as its record keeps it."""
@@ -56,10 +62,9 @@ class ExecuteTransactions(Command, frozen=True):
 
     What happened is a fact: it is booked whatever the user has, sales first, and what is
     missing is owed. A transaction that is executed already, and told alike, is passed over.
-    Refusals: user_id_invalid, transaction_not_found, those of an amount, asset_unknown (an
-    asset of the portfolio that the book does not know cannot be posted), portfolio_not_found,
-    transaction_executed (told otherwise before), account_closed, balance_too_large,
-    too_many_accounts.
+    Refusals: user_id_invalid, those of an amount, asset_unknown (an asset of the portfolio that
+    the book does not know cannot be posted), transaction_not_found, transaction_executed
+    (told otherwise before), account_closed, balance_too_large, too_many_accounts.
     """
 
     name = "execute_transactions"
@@ -77,23 +82,34 @@ class ExecuteTransactions(Command, frozen=True):
         wanted.entry(self.run)
         for fill in self.fills:
             wanted.record(EXECUTION, transaction_id(self.run, fill.position))
-            if fill.quantity:
+            if fill.is_told:
                 wanted.holder(VENUE)
 
     def decide(self, draft: Draft) -> ExecutionAnswer:
         """See the class."""
+        for fill in self.fills:
+            if fill.is_told:
+                draft.units(fill.amount, fill.currency)
+                if not parse(fill.quantity)[0]:
+                    refuse(Reason.AMOUNT_NOT_POSITIVE, "a quantity must be greater than zero")
         answer = run_in(draft.facts.entry(self.run))
         trades = () if answer is None or answer.user != self.user else answer.trades
-        new = []
+        if not trades:
+            refuse(
+                Reason.TRANSACTION_NOT_FOUND,
+                f"user {self.user[:80]!r} has no run {self.run} to execute",
+            )
         for fill in self.fills:
             if not 1 <= fill.position <= len(trades):
                 missing = transaction_id(self.run, fill.position)
                 refuse(Reason.TRANSACTION_NOT_FOUND, f"there is no transaction {missing[:80]}")
-            if self._is_new(fill, draft):
-                new.append(fill)
-        new.sort(key=lambda fill: fill.position)  # sales come first
+        fills = {fill.position: fill for fill in self.fills}
+        if any(fills[fill.position] != fill for fill in self.fills):
+            refuse(Reason.TRANSACTION_EXECUTED, "a transaction is there twice, and not alike")
+        new = [fills[position] for position in sorted(fills)]  # sales come first
+        new = [fill for fill in new if self._is_new(fill, draft)]
         for fill in new:
-            if fill.quantity:
+            if fill.is_told:
                 self._post(fill, trades[fill.position - 1], draft)
             draft.put_record(
                 EXECUTION,
@@ -107,7 +123,7 @@ class ExecuteTransactions(Command, frozen=True):
         return ExecutionAnswer(
             self.user,
             self.run,
-            tuple(sorted(fill.position for fill in self.fills)),
+            tuple(sorted(fills)),
             tuple(fill.position for fill in new),
         )
 

@@ -56,6 +56,8 @@ def number_of(text: str, what: str) -> Fraction:
 def valued(holdings: Mapping[str, Holding]) -> tuple[Weights, str]:
     """Return the weights of holdings by what they are worth, and their value together.
 
+    The weights are exact, the value is rounded down to the decimals that one may be told with.
+
     Refusals: holdings_invalid (one has no quantity or price; all are worth nothing), those
     of `check_holdings`.
     """
@@ -75,7 +77,8 @@ def valued(holdings: Mapping[str, Holding]) -> tuple[Weights, str]:
     if not sum(values):
         refuse(Reason.HOLDINGS_INVALID, "these holdings are worth nothing")
     weights = dict(zip(names, shared_out(WHOLE, values), strict=True))
-    return weights, format_amount(sum(values), VALUE_DECIMALS)
+    value = sum(values) // 10 ** (VALUE_DECIMALS - QUANTITY_DECIMALS)
+    return weights, format_amount(value, QUANTITY_DECIMALS)
 
 
 def priced(

@@ -6,7 +6,6 @@ the same plan. A weight's drift is its current value minus its target; "over" is
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 
 from pennyweight.products.portfolios.shared import (
     SEED_POLICY,
@@ -17,7 +16,7 @@ from pennyweight.products.portfolios.shared import (
     shared_out,
 )
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY_MICROSECONDS = 86_400_000_000
 
 
 def plan(
@@ -46,9 +45,10 @@ def plan(
     if policy.is_cash_first:
         flow = _cash_flow(drifts, policy, room)
         room -= sum(amount for amount in flow.values() if amount > 0)
+        surplus = abs(drifts.get(policy.cash, 0))
         for name, amount in flow.items():
             changes[name] = amount
-            rules[name] = ("cash_flow", abs(drifts[policy.cash]))
+            rules[name] = ("cash_flow", surplus)
             drifts[name] += amount
     due = _what_is_due(target, drifts, policy, now=now, traded_at=traded_at)
     if due:
@@ -130,14 +130,33 @@ def _what_is_due(
 
 def period(calendar: Calendar, moment: int) -> int:
     """Return the number of the calendar's period that a moment lies in; all in UTC."""
-    day = (_EPOCH + timedelta(microseconds=moment)).date()
+    day = moment // DAY_MICROSECONDS
+    if calendar == "daily":
+        return day
     if calendar == "weekly":
-        return (day.toordinal() - 1) // 7
+        return (day + 3) // 7  # 1 January 1970 was a Thursday
+    year, month = _year_and_month(day)
     if calendar == "monthly":
-        return day.year * 12 + day.month - 1
-    if calendar == "quarterly":
-        return day.year * 4 + (day.month - 1) // 3
-    return day.year if calendar == "yearly" else day.toordinal()
+        return year * 12 + month
+    return year * 4 + month // 3 if calendar == "quarterly" else year
+
+
+def _year_and_month(day: int) -> tuple[int, int]:
+    """Return the year, and the month from 0, of a day counted from 1 January 1970.
+
+    Years are taken to begin in March, so that a leap day is the last day of one: Hinnant,
+    "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
+    """
+    era, day_of_era = divmod(day + 719_468, 146_097)
+    year_of_era = (
+        day_of_era - day_of_era // 1_460 + day_of_era // 36_524 - day_of_era // 146_096
+    ) // 365
+    day_of_year = day_of_era - (365 * year_of_era + year_of_era // 4 - year_of_era // 100)
+    month_from_march = (5 * day_of_year + 2) // 153
+    year = era * 400 + year_of_era
+    return (
+        (year, month_from_march + 2) if month_from_march < 10 else (year + 1, month_from_march - 10)
+    )
 
 
 # ── how much ──────────────────────────────────────────────────────────────────────
@@ -155,8 +174,8 @@ def _cash_flow(drifts: Mapping[str, int], policy: Policy, room: int) -> dict[str
         return {}
     cash = {policy.cash: abs(surplus)}
     over, under = (cash, most) if surplus > 0 else (most, cash)
-    nothing = dict.fromkeys(most, 0)
-    wants = (cash, nothing) if surplus > 0 else (nothing, cash)
+    wanted, nothing = dict(cash), dict.fromkeys(most, 0)
+    wants = (wanted, nothing) if surplus > 0 else (nothing, wanted)
     return _matched(wants, (over, under), room, policy.minimum_trade)
 
 
@@ -187,9 +206,31 @@ def _matched(
 ) -> dict[str, int]:
     """Return changes by asset: sales of the first side, purchases of the second, in equal sum.
 
-    Each asset wants so much of it, and can take `most`. The side that wants more is met by
-    the other as far as that can; `room` bounds both. While there is one below the minimum,
-    the smallest is left out and all is reckoned again.
+    Each asset wants so much of it, and can take `most`; `room` bounds both sides. What the
+    minimum left over is matched again: a plan that was carried out leaves no other to follow.
+    """
+    changes: dict[str, int] = {}
+    while step := _matched_once(wants, most, room, minimum):
+        for name, amount in step.items():
+            changes[name] = changes.get(name, 0) + amount
+            for left in (*wants, *most):
+                if name in left:
+                    left[name] = max(0, left[name] - abs(amount))
+        room -= sum(amount for amount in step.values() if amount > 0)
+        if not minimum:
+            break
+    return changes
+
+
+def _matched_once(
+    wants: tuple[dict[str, int], dict[str, int]],
+    most: tuple[dict[str, int], dict[str, int]],
+    room: int,
+    minimum: int,
+) -> dict[str, int]:
+    """Return changes by asset where the side that wants more is met as far as the other can.
+
+    While there is one below the minimum, the smallest is left out and all is reckoned again.
     """
     over, under = dict(most[0]), dict(most[1])
     while True:

@@ -1,8 +1,8 @@
 """Updates that are queued first and worked out later: acknowledged at once, each taken once.
 
 A queued update is a record with a number, marked on an index until it was taken. Taking it
-is a command of its own: the update is decided as if it had just come, and what came of it,
-also a refusal, is kept with the number.
+is a command of its own: the update is decided as one that came when it was queued, and what
+came of it, also a refusal, is kept with the number.
 """
 
 from typing import Literal
@@ -121,7 +121,9 @@ class TakeUpdate(Command, frozen=True):
             refuse(Reason.UPDATE_TAKEN, f"update {self.number} was taken already")
         run, reason, detail = None, "", ""
         try:
-            run = queued.update.decide(draft)  # one that refuses has changed nothing yet
+            run = queued.update.decide_as_of(
+                queued.queued_at, draft
+            )  # one that refuses has changed nothing yet
         except Refused as refused:
             reason, detail = refused.reason.code, refused.message
         state: State = "refused" if run is None else "done"

@@ -1,18 +1,20 @@
 """The update of a portfolio by its provider, and the transactions that bring it back."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from pennyweight.ledger.accounts import user_holder
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
+from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.refusals import Reason, refuse
-from pennyweight.products.portfolios.orders import check_holdings, priced, valued
+from pennyweight.products.portfolios.orders import check_holdings, number_of, priced, valued
 from pennyweight.products.portfolios.plan import plan
 from pennyweight.products.portfolios.shared import (
     PRODUCT,
     PROVIDER_TOLERANCE,
+    REPLAY,
     UPDATE_PREFIX,
     Found,
     Holding,
@@ -32,6 +34,23 @@ AHEAD_MICROSECONDS = 60_000_000
 """How far a provider's clock may be ahead of the book's."""
 
 
+class _Told(NamedTuple):
+    """What an update says, in the order in which two of one moment are compared."""
+
+    current: Weights
+    value: str
+    currency: str
+    holdings: dict[str, Holding]
+
+    @property
+    def rank(self) -> tuple[object, ...]:
+        """What orders two updates of one moment, whichever came first."""
+        held = sorted(
+            (name, one.quantity, one.price, one.lot) for name, one in self.holdings.items()
+        )
+        return sorted(self.current.items()), self.value, self.currency, held
+
+
 class Rebalance(Command, frozen=True):
     """Take what a portfolio has become, keep its target, and work out what brings it back.
 
@@ -43,8 +62,8 @@ class Rebalance(Command, frozen=True):
     policy change: with that one's `as_of`; or with neither `as_of` nor `request_id`, and then
     only until all transactions are executed. `value` is the portfolio's, in `currency`.
 
-    Refusals: user_id_invalid, portfolio_not_found, allocation_invalid, holdings_invalid,
-    asset_unknown (the currency), as_of_in_future (more than a minute ahead).
+    Refusals: as_of_in_future (more than a minute ahead), user_id_invalid, asset_unknown (the
+    currency), allocation_invalid, holdings_invalid, portfolio_not_found.
     """
 
     name = "rebalance"
@@ -62,67 +81,96 @@ class Rebalance(Command, frozen=True):
 
     @property
     def key(self) -> str:
-        """The idempotency key that the request id makes, "" without one."""
-        return f"{UPDATE_PREFIX}{self.user}:{self.request_id}" if self.request_id else ""
+        """The idempotency key that the request id makes, "" without one.
+
+        The user's id is escaped as in accounts, so that it ends where it ends.
+        """
+        if not self.request_id:
+            return ""
+        user = self.user.replace("%", "%25").replace(":", "%3A")
+        return f"{UPDATE_PREFIX}{user}:{self.request_id}"
 
     def reads(self, wanted: Wanted) -> None:
         """The user, with whom the portfolio is kept."""
         wanted.holder(user_holder(self.user))
 
+    def is_repeat_of(self, earlier: Entry) -> bool:
+        """Whether it was applied out of a dead letter under its key."""
+        return (
+            earlier.command == REPLAY
+            and msgspec.json.decode(earlier.fields, type=_Replayed).update == self
+        )
+
     def decide(self, draft: Draft) -> RunAnswer:
         """See the class."""
+        return self.decide_as_of(draft.time, draft)
+
+    def decide_as_of(self, arrived_at: int, draft: Draft) -> RunAnswer:
+        """Decide it as one that arrived then: newer ones may have been decided since."""
+        told = self._told(draft)
         found = find_portfolio(draft, self.user)
-        change = self._change(draft, found.portfolio)
+        change = self._change(told, found.portfolio, arrived_at)
         if isinstance(change, Portfolio):
             return _run(self.user, found, change, draft)
-        if change == "repeat":
-            return repeated(self.user, found.portfolio, draft)
-        return RunAnswer("outdated", self.user, as_of=found.portfolio.as_of)
+        return _nothing_new(change, self.user, found.portfolio, draft)
 
     def preview(self, draft: Draft) -> RunAnswer:
-        """Return what would come of it, and change nothing. Refusals: as for `decide`."""
-        found = find_portfolio(draft, self.user)
-        change = self._change(draft, found.portfolio)
-        portfolio = change if isinstance(change, Portfolio) else found.portfolio
+        """Return what would come of it, and change nothing. Refusals: as for `decide`.
+
+        A run that is only looked at has no number.
+        """
+        told = self._told(draft)
+        before = find_portfolio(draft, self.user).portfolio
+        after = self._change(told, before, draft.time)
+        if not isinstance(after, Portfolio):
+            return _nothing_new(after, self.user, before, draft)
         return RunAnswer(
             "rebalanced",
             self.user,
             at=draft.time,
-            lines=lines_of(portfolio, portfolio.traded_at or portfolio.created_at, draft),
-            policy_version=portfolio.policy_version,
-            as_of=portfolio.as_of,
-            currency=portfolio.currency,
+            lines=lines_of(after, before.traded_at or before.created_at, draft),
+            policy_version=after.policy_version,
+            as_of=after.as_of,
+            currency=after.currency,
         )
 
-    def _change(self, draft: Draft, portfolio: Portfolio) -> Portfolio | Nothing:
-        """Return the portfolio with what this update says, or why it says nothing new."""
-        current, value = self._weights()
-        if value or self.holdings:
-            draft.asset(self.currency)
-        as_of = draft.time if self.as_of is None else self.as_of
-        if as_of > draft.time + AHEAD_MICROSECONDS:
+    def _told(self, draft: Draft) -> _Told:
+        """Return what this update says, looked at by itself. Refusals: see the class."""
+        if self.as_of is not None and self.as_of > draft.time + AHEAD_MICROSECONDS:
             refuse(Reason.AS_OF_IN_FUTURE, "as_of lies more than a minute after the commit")
-        told = (current, value, self.currency, self.holdings)
-        known = (portfolio.current, portfolio.value, portfolio.currency, portfolio.holdings)
+        if self.value or self.holdings or self.currency:
+            draft.asset(self.currency)
+        current, value = self._weights()
+        return _Told(current, value, self.currency, self.holdings)
+
+    def _change(self, told: _Told, portfolio: Portfolio, arrived_at: int) -> Portfolio | Nothing:
+        """Return the portfolio with what this update says, or why it says nothing new."""
+        known = _Told(portfolio.current, portfolio.value, portfolio.currency, portfolio.holdings)
+        heard_at = portfolio.heard_at
         if self.as_of is None:
-            as_of = max(as_of, portfolio.as_of)
+            if arrived_at < heard_at:
+                return "outdated"
+            as_of, heard_at = max(arrived_at, portfolio.as_of), arrived_at
             if not self.request_id and portfolio.is_repeatable and told == known:
                 return "repeat"
-        elif as_of < portfolio.as_of:
-            return "outdated"
-        elif as_of == portfolio.as_of and portfolio.is_timed:
-            if told == known and portfolio.is_fresh:
-                return "repeat"
-            if _rank(*told) < _rank(*known):
+        else:
+            as_of = self.as_of
+            if as_of < portfolio.as_of:
                 return "outdated"
+            if as_of == portfolio.as_of and portfolio.is_timed:
+                if told == known and portfolio.is_fresh:
+                    return "repeat"
+                if told.rank < known.rank:
+                    return "outdated"
         return msgspec.structs.replace(
             portfolio,
-            current=current,
+            current=told.current,
             as_of=as_of,
             is_timed=self.as_of is not None,
-            value=value,
-            currency=self.currency,
-            holdings=self.holdings,
+            heard_at=heard_at,
+            value=told.value,
+            currency=told.currency,
+            holdings=told.holdings,
         )
 
     def _weights(self) -> tuple[Weights, str]:
@@ -131,18 +179,27 @@ class Rebalance(Command, frozen=True):
             if not self.holdings:
                 refuse(Reason.ALLOCATION_INVALID, "an update has new_allocation, or holdings")
             weights, value = valued(self.holdings)
+            if self.value:
+                number_of(self.value, "portfolio_value")
             return weights, self.value or value
-        if self.holdings:
-            check_holdings(self.holdings)
-        return weights_of(self.allocation, PROVIDER_TOLERANCE), self.value
+        weights = weights_of(self.allocation, PROVIDER_TOLERANCE)
+        check_holdings(self.holdings)
+        if self.value:
+            number_of(self.value, "portfolio_value")
+        return weights, self.value
 
 
-def _rank(
-    current: Weights, value: str, currency: str, holdings: dict[str, Holding]
-) -> tuple[object, ...]:
-    """Return what orders two updates of one moment, whichever came first."""
-    held = sorted((name, one.quantity, one.price, one.lot) for name, one in holdings.items())
-    return sorted(current.items()), value, currency, held
+class _Replayed(msgspec.Struct):
+    """What counts of an update that was applied out of a dead letter."""
+
+    update: Rebalance
+
+
+def _nothing_new(why: Nothing, user: str, portfolio: Portfolio, draft: Draft) -> RunAnswer:
+    """Answer an update that changes nothing."""
+    if why == "repeat":
+        return repeated(user, portfolio, draft)
+    return RunAnswer("outdated", user, as_of=portfolio.as_of)
 
 
 def lines_of(portfolio: Portfolio, traded_at: int, draft: Draft) -> tuple[Line, ...]:

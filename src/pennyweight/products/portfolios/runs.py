@@ -7,10 +7,7 @@ import msgspec
 from pennyweight.ledger.entries import Entry
 from pennyweight.products.portfolios.queue import TakenAnswer, TakeUpdate
 from pennyweight.products.portfolios.rebalance import Rebalance
-from pennyweight.products.portfolios.shared import PRODUCT, RunAnswer
-
-REPLAY = "replay_update"
-"""Name of the command that books an update out of a dead letter; it answers as `Rebalance` does."""
+from pennyweight.products.portfolios.shared import PRODUCT, REPLAY, RunAnswer
 
 _run_decoder = msgspec.json.Decoder(RunAnswer)
 _taken_decoder = msgspec.json.Decoder(TakenAnswer)

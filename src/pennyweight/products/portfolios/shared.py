@@ -6,6 +6,7 @@ portfolio, not a share of the holding. Nothing here is ever a float.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -50,6 +51,9 @@ UPDATE = "rebalance_update"
 
 QUEUE = "portfolios.queue"
 """Index of what is queued, by number."""
+
+REPLAY = "replay_update"
+"""Name of the command that applies an update out of a dead letter; it answers as `Rebalance` does."""
 
 UPDATE_PREFIX = "update:"
 """The keys of updates that have a request id begin so."""
@@ -152,6 +156,7 @@ def shared_out(amount: int, parts: list[int]) -> list[int]:
     return shares
 
 
+@lru_cache(maxsize=4_096)  # the same few names come with every update
 def check_asset(name: str) -> None:
     """Refuse what cannot name an asset of a portfolio. Refusal: allocation_invalid."""
     if not 0 < len(name) <= ASSET_LENGTH_MAX or not name.isprintable() or name.strip() != name:
@@ -164,7 +169,10 @@ def check_asset(name: str) -> None:
 
 def percent_text(weight: int) -> str:
     """Write a weight, or a change of one, as a percentage: decimal text."""
-    return format_amount(weight, DECIMALS)
+    whole, rest = divmod(weight, POINT)
+    if not rest:
+        return str(whole)
+    return format_amount(weight, DECIMALS) if weight < 0 else f"{whole}.{rest:010}".rstrip("0")
 
 
 def drift_score(target: Mapping[str, int], current: Mapping[str, int]) -> int:
@@ -247,6 +255,10 @@ def check_policy(policy: Policy) -> None:
         refuse(Reason.POLICY_INVALID, "buy_only and cash_first need a cash_asset")
     if policy.cash in policy.locked:
         refuse(Reason.POLICY_INVALID, "the cash asset cannot be locked")
+    if policy.turnover_max is not None and policy.turnover_max < policy.minimum_trade:
+        refuse(
+            Reason.POLICY_INVALID, "with turnover_max below minimum_trade nothing is ever traded"
+        )
 
 
 def _check_weight(name: str, weight: int | None) -> None:
@@ -338,7 +350,7 @@ class Portfolio(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     clock), none until it has. `run` is the last run, at `run_at`, `trade_run` the last one
     with transactions; what was either before it follows. `open` are the positions of the last
     run's transactions that nobody has executed. `is_fresh` until the target or the policy the
-    last run went by are changed. `traded_at` is when there last were transactions,
+    last run went by are changed. `heard_at` is when the newest update without `as_of` arrived. `traded_at` is when there last were transactions,
     `traded_before` what that was before the last run.
     """
 
@@ -356,6 +368,7 @@ class Portfolio(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     is_fresh: bool = False
     traded_at: int = 0
     traded_before: int = 0
+    heard_at: int = 0
     policy: Policy | None = None
     policy_version: int = 0
     value: str = ""
@@ -364,8 +377,13 @@ class Portfolio(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether what the last update said, said again, is the same update."""
-        return self.is_fresh and (bool(self.open) or self.run != self.trade_run)
+        """Whether what the last update said, said again, is the same update.
+
+        Where time itself makes due, one that led to nothing may lead to something later.
+        """
+        if self.is_fresh and self.run != self.trade_run:
+            return not self.rules.calendar
+        return self.is_fresh and bool(self.open)
 
     @property
     def rules(self) -> Policy:
@@ -402,4 +420,5 @@ def find_portfolio(draft: Draft, user: str) -> Found:
 
 def put_portfolio(draft: Draft, user: str, portfolio: Portfolio, before: Record | None) -> None:
     """Write a portfolio's next version."""
-    draft.put_record(PORTFOLIO, user, portfolio, before=before, holder=user_holder(user))
+    holder = user_holder(user) if before is None else before.holder
+    draft.put_record(PORTFOLIO, user, portfolio, before=before, holder=holder)
