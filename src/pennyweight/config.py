@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -39,7 +40,7 @@ ALIASES = {
 }
 """Variables by the names that others gave them; of two for one setting the later, and ours win."""
 
-DESK_FACES = ("loan-desk", "dead-letters")
+DESK_FACES = ("loan-desk", "portfolio-desk", "dead-letters")
 """Faces that cannot be opened to callers without a key."""
 
 FACES = ("ledger", "payments", "wallet", "withdrawals", "loans", "portfolios")
@@ -55,7 +56,7 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _BROKER = re.compile(r"\s*(\[[0-9a-fA-F:.]+\]|[^\s:/,]+):[0-9]{1,5}\s*")
 _INDEX_PREFIX = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})?")
 _BOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_USER_INFO = re.compile(r"(//)[^/@]*@")
+_USER_INFO = re.compile(r"(//).*@")
 _HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 _LOANS_BOUNDS = {
     "age_seconds": (0.1, 3_600.0),
@@ -469,10 +470,22 @@ def _check_loans(config: Config) -> None:
         )
 
 
+def _is_http(url: str) -> bool:
+    """Whether this is a URL that can be asked: with a host, and a port that is one."""
+    if _HTTP_URL.fullmatch(url) is None:
+        return False
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
 def _check_search(search: Search) -> None:
     """Check where documents go. Raises ConfigError."""
-    if search.url and _HTTP_URL.fullmatch(search.url) is None:
-        raise ConfigError(f"search.url is {search.url!r}, not like http://HOST:PORT")
+    if search.url and not _is_http(search.url):
+        url = _USER_INFO.sub(rf"\1{_HIDDEN}@", search.url)
+        raise ConfigError(f"search.url is {url!r}, not like http://HOST:PORT")
     if _INDEX_PREFIX.fullmatch(search.prefix) is None:
         raise ConfigError(
             f"search.prefix is {search.prefix!r}; it has at most 64 lower-case letters, digits, "

@@ -40,15 +40,17 @@ class Ends:
         gauge, counter = GaugeMetricFamily, CounterMetricFamily
         refused = sum(queue.refused.values())
         taken = counter(
-            "pennyweight_queued_updates", "Queued updates, by what became of them", labels=("what",)
+            "pennyweight_update_queue_taken",
+            "Queued updates, by what became of them",
+            labels=("what",),
         )
         taken.add_metric(("done",), queue.taken - refused)
         taken.add_metric(("refused",), refused)
         taken.add_metric(("failed",), queue.failures)
         yield taken
-        yield gauge("pennyweight_updates_queued", "Updates that wait", value=queue.depth)
+        yield gauge("pennyweight_update_queue_depth", "Updates that wait", value=queue.depth)
         yield gauge(
-            "pennyweight_updates_oldest_seconds",
+            "pennyweight_update_queue_oldest_seconds",
             "How long the first of them has waited",
             value=queue.oldest_seconds,
         )

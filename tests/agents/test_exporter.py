@@ -1,8 +1,7 @@
 """Documents of the journal in a search engine: at least once, never older, whatever fails on the way."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from pennyweight.agents import agent as agent_module
 from pennyweight.agents import exporter as exporter_module
 from pennyweight.agents import following as following_module
-from pennyweight.agents.exporter import Exporter, Headers
+from pennyweight.agents.exporter import LACKS, Exporter, Headers
 from pennyweight.delivery.search import INDICES, Documents
 from pennyweight.engine.engine import MoveCursor, Submission
 from pennyweight.engine.port import BatchHeader, Head
@@ -26,6 +25,7 @@ from pennyweight.runtime.driver import ThreadedBook
 from pennyweight.runtime.opening import open_engine
 from pennyweight.simulators.searchstub import SearchStub
 from pennyweight.stores.memory import MemoryStore
+from waiting import wait_for, wait_for_calls
 
 START = 1_760_000_000_000_000
 CURSOR = "export:search"
@@ -117,13 +117,6 @@ def rig(stub: SearchStub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     rig.close()
 
 
-def wait_for(is_so: Callable[[], Any], seconds: float = 30) -> None:
-    until = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.005)
-
-
 def test_every_entry_is_there_under_its_sequence(rig: Rig) -> None:
     rig.open(*range(20))
     exporter = rig.exporter(entries_max=7)
@@ -131,7 +124,7 @@ def test_every_entry_is_there_under_its_sequence(rig: Rig) -> None:
     assert all(version == int(one) for one, version in rig.stub.engine.versions("entries").items())
     assert set(rig.stub.engine.templates) == set(INDICES)
     assert set(rig.stub.engine.aliases) == set(INDICES)
-    assert exporter.counts.sent == len(rig.there)
+    wait_for(lambda: exporter.counts.sent == len(rig.there))
     assert (exporter.counts.present, exporter.counts.rejected, exporter.status) == (0, 0, "")
 
 
@@ -141,7 +134,7 @@ def test_its_own_moves_of_the_cursor_make_no_more_moves(rig: Rig) -> None:
     wait_for(lambda: rig.cursor >= int(max(rig.wanted, key=int)))
     moves, bulks = exporter.moves, exporter.counts.bulks
     wait_for(lambda: exporter.lag == 0)
-    time.sleep(0.3)
+    wait_for_calls(exporter, "_turn", 5)  # each a moment long; a move is due after one
     assert (exporter.moves, exporter.counts.bulks) == (moves, bulks)
 
 
@@ -165,7 +158,7 @@ def test_restarted_exporter_goes_on_at_the_cursor(rig: Rig) -> None:
     rig.open(2)
     second = rig.exporter()
     rig.wait_for_all()
-    assert second.counts.sent == 1
+    wait_for(lambda: second.counts.sent == 1)
     assert second.counts.present == 0
 
 
@@ -180,7 +173,7 @@ def test_next_owner_goes_on_at_the_cursor(rig: Rig) -> None:
         again.open(2)
         second = again.exporter()
         again.wait_for_all()
-        assert second.counts.sent == 1
+        wait_for(lambda: second.counts.sent == 1)
     finally:
         again.close()
 
@@ -192,9 +185,9 @@ def test_items_that_are_not_taken_now_are_sent_again_alone(rig: Rig) -> None:
     exporter = rig.exporter()
     rig.wait_for_all()
     counts = exporter.counts
+    wait_for(lambda: counts.sent == len(rig.there))
     assert counts.retries == 2
     assert counts.bulks == 3
-    assert counts.sent == len(rig.there)
     assert counts.present == 0
 
 
@@ -239,7 +232,7 @@ def test_bulk_that_is_too_large_is_halved(rig: Rig) -> None:
     rig.stub.faults.bytes_max = 4_000
     exporter = rig.exporter()
     rig.wait_for_all()
-    assert exporter.counts.sent == len(rig.there)
+    wait_for(lambda: exporter.counts.sent == len(rig.there))
     assert exporter.counts.rejected == 0
     assert max(rig.stub.bulk_bytes) > 4_000
 
@@ -268,7 +261,7 @@ def test_bulks_have_so_many_documents(rig: Rig) -> None:
     rig.open(*range(40))
     exporter = rig.exporter(documents_max=5)
     rig.wait_for_all()
-    assert exporter.counts.bulks >= len(rig.there) / 5
+    wait_for(lambda: exporter.counts.bulks >= len(rig.there) / 5)
 
 
 def test_sink_down_and_up(rig: Rig) -> None:
@@ -354,7 +347,7 @@ def test_nothing_is_sent_while_the_book_may_have_another_owner(rig: Rig) -> None
     ours, rig.book._tenure = rig.book._tenure, Unsure()
     rig.open(2)
     wait_for(lambda: exporter.lag)
-    time.sleep(0.3)
+    wait_for_calls(exporter, "_turn")
     assert rig.there == before
     rig.book._tenure = ours
     rig.wait_for_all()
@@ -374,7 +367,7 @@ def test_what_was_read_for_too_long_is_not_sent(rig: Rig, monkeypatch: pytest.Mo
     monkeypatch.setattr(rig.store, "entries", slow)
     rig.open(1)
     wait_for(lambda: isinstance(rig.book._tenure, Unsure))
-    time.sleep(0.3)
+    wait_for_calls(exporter, "_turn")
     assert rig.there == before
     monkeypatch.undo()
     rig.book._tenure = ours
@@ -395,7 +388,7 @@ def test_sink_that_is_ahead_of_a_restored_book_is_sent_nothing(rig: Rig) -> None
     exporter = rig.exporter()
     wait_for(lambda: "pennyweight recover" in exporter.status)
     rig.open(4)
-    time.sleep(0.3)
+    wait_for_calls(exporter, "_session")
     assert rig.there - {"1000"} < rig.wanted
     exporter.stop()
     rig.book.stop(10)
@@ -409,12 +402,15 @@ def test_sink_that_is_ahead_of_a_restored_book_is_sent_nothing(rig: Rig) -> None
         again.close()
 
 
-def test_sink_with_entries_of_a_lost_life_is_sent_nothing(rig: Rig) -> None:
-    """The book has grown past what it lost, so that only the names of its lives tell."""
+@pytest.mark.parametrize(
+    "lost", [b'"lost"', b'"first","committed_at":"2026-01-02T03:04:05.000006Z"']
+)
+def test_sink_with_entries_of_a_lost_life_is_sent_nothing(rig: Rig, lost: bytes) -> None:
+    """The book has grown past what it lost: the names of its lives tell, or times of commits."""
     sequence = rig.open(1, 2, 3)
     with Search(rig.stub.url) as link:
         link.create("entries")
-    source = b'{"sequence":%d,"book":"main","incarnation":"lost"}' % (sequence - 1)
+    source = b'{"sequence":%d,"book":"main","incarnation":%b}' % (sequence - 1, lost)
     documents = rig.stub.engine.indices["entries-000001"].documents
     documents[str(sequence - 1)] = (sequence - 1, source)
     exporter = rig.exporter()
@@ -441,7 +437,7 @@ def test_emptied_sink_gets_everything_again(rig: Rig) -> None:
     rig.open(10)
     rig.wait_for_all()
     wait_for(lambda: exporter.status == "")
-    assert rig.stub.engine.indices["entries-000001"].meta["lacks_until"] == 0
+    wait_for(lambda: rig.stub.engine.indices["entries-000001"].meta["lacks_until"] == 0)
 
 
 def test_single_index_that_is_gone_gets_everything_again(rig: Rig) -> None:
@@ -456,7 +452,22 @@ def test_single_index_that_is_gone_gets_everything_again(rig: Rig) -> None:
     second = rig.exporter()
     wait_for(lambda: rig.stub.engine.documents("withdrawals"))
     wait_for(lambda: rig.stub.engine.indices["withdrawals-000001"].meta["lacks_until"] == 0)
-    assert second.counts.present > 0
+    wait_for(lambda: second.counts.present > 0)
+
+
+def test_index_that_nobody_finished_is_completed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made it anew was killed after the switch; a running exporter finds it."""
+    monkeypatch.setattr(exporter_module, "LOOK_SECONDS", 0.05)
+    rig.open(1, 2, 3)
+    exporter = rig.exporter()
+    rig.wait_for_all()
+    index = rig.stub.engine.indices["entries-000001"]
+    index.documents.clear()
+    with Search(rig.stub.url) as link:
+        link.put_meta("entries-000001", {LACKS: 2**62})
+    rig.wait_for_all()
+    wait_for(lambda: index.meta.get(LACKS) == 0)
+    wait_for(lambda: exporter.status == "")
 
 
 def test_sink_that_was_restored_gets_what_it_lacks(rig: Rig) -> None:
@@ -469,7 +480,7 @@ def test_sink_that_was_restored_gets_what_it_lacks(rig: Rig) -> None:
         del documents[one]
     second = rig.exporter()
     rig.wait_for_all()
-    assert second.counts.sent == 5
+    wait_for(lambda: second.counts.sent == 5)
 
 
 def test_index_of_somebody_else_is_named(rig: Rig) -> None:

@@ -28,6 +28,7 @@ from pennyweight.runtime.clock import ClockGuard
 from pennyweight.runtime.driver import ThreadedBook
 from pennyweight.runtime.opening import open_engine
 from pennyweight.stores.memory import MemoryStore
+from waiting import wait_for_calls
 
 START = 1_760_000_000_000_000
 EVENTS = "desk-events"
@@ -216,7 +217,7 @@ def test_nothing_is_sent_while_the_book_may_have_another_owner(rig: Rig) -> None
     ours, rig.book._tenure = rig.book._tenure, Unsure()
     rig.shout("two")
     wait_for(lambda: relay.lag)
-    time.sleep(0.5)
+    wait_for_calls(relay, "_turn")
     assert rig.words() == ["one"]
     rig.book._tenure = ours
     wait_for(lambda: relay.sent == 2)
@@ -235,7 +236,7 @@ def test_what_was_read_for_too_long_is_not_sent(rig: Rig, monkeypatch: pytest.Mo
     relay = rig.relay()
     rig.shout("one")
     wait_for(lambda: isinstance(rig.book._tenure, Unsure))
-    time.sleep(0.5)
+    wait_for_calls(relay, "_turn")
     assert not rig.messages()
     monkeypatch.undo()
     rig.book._tenure = ours
@@ -249,7 +250,7 @@ def test_cursor_moves_after_events_only(rig: Rig) -> None:
     moves = rig.moves
     rig.execute(OpenAccount("user:1:USD"))
     wait_for(lambda: relay.lag == 0 and relay._position == rig.book.engine.head.sequence)
-    time.sleep(0.1)
+    wait_for_calls(relay, "_turn", 5)  # each a moment long; a move is due after one
     assert (rig.moves, relay.moves) == (moves, moves)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lending import Rig, wait_for
+from lending import Rig
 from pennyweight.agents import updates as updates_module
 from pennyweight.agents.updates import UpdateQueue
 from pennyweight.engine.engine import Lane, QueueFull, Submission
@@ -26,6 +26,7 @@ from pennyweight.products.portfolios.shared import (
 )
 from pennyweight.runtime.driver import Unavailable
 from pennyweight.stores.sqlite import SQLiteStore
+from waiting import wait_for
 
 USERS = ("ann", "bob", "cid")
 

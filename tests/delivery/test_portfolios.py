@@ -12,6 +12,7 @@ import pytest
 from pennyweight.delivery.http import ledger, portfolios
 from pennyweight.delivery.http.openapi import describe
 from pennyweight.delivery.http.routes import CommandRoute, Route
+from pennyweight.delivery.http.wire import rfc3339
 from pennyweight.engine.engine import Submission
 from pennyweight.engine.receipts import Outcome, Receipt
 from pennyweight.ledger.commands import Command
@@ -212,6 +213,18 @@ def test_update_again_is_a_repeat_until_executed(seeded: Desk) -> None:
     third = seeded.update()
     assert third.headers["rebalance-run"] != first.headers["rebalance-run"]
     assert len(seeded.transactions()) == 4
+
+
+def test_update_told_again_says_what_was_executed_meanwhile(seeded: Desk) -> None:
+    """Who trades what is answered must not trade it twice."""
+    moment = rfc3339(START)
+    first = seeded.update(as_of=moment)
+    assert first.status == 200, first.json
+    run = first.headers["rebalance-run"]
+    seeded.ok("POST", f"/rebalance-transactions/{run}-1/executed")
+    again = seeded.update(as_of=moment)
+    assert again.headers["rebalance-run"] == run
+    assert [one["status"] for one in again.json] == ["executed", "proposed"]
 
 
 def test_order_of_the_assets_makes_no_other_update(seeded: Desk) -> None:

@@ -381,6 +381,13 @@ def test_preview_tells_what_would_come_and_saves_nothing(stage):
     assert preview(Rebalance("1", OTHER, as_of=5)).result == "outdated"
 
 
+def test_value_beyond_what_an_account_can_have_is_worked_out_all_the_same(stage):
+    """Nothing is posted by a plan: its amounts are as large as the provider says."""
+    stage.create()
+    answer = stage.done(Rebalance("1", MOVED, value="1" + "0" * 30, currency="USD"))
+    assert [line.amount for line in answer.trades] == ["1" + "0" * 29] * 2
+
+
 # ── executing ─────────────────────────────────────────────────────────────────────
 
 

@@ -16,6 +16,7 @@ from pennyweight.engine.verification import verify
 from pennyweight.ledger.commands import Command
 from pennyweight.ledger.entries import Entry, Transfer, decode_entry
 from pennyweight.ledger.letters import Message
+from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.general import LoadBalances
 from pennyweight.products.portfolios.execute import ExecuteTransactions, Fill
 from pennyweight.products.portfolios.law import PortfoliosLaw
@@ -551,6 +552,22 @@ def test_damage_is_found(step, change, says):
         return
     assert problem is not None
     assert says in problem
+
+
+def test_update_that_is_refused_though_nothing_is_wrong_with_it_is_found(monkeypatch):
+    stage = Stage()
+    stage.execute(CreatePortfolio("1", TARGET))
+    stage.execute(QueueUpdate(Rebalance("1", MOVED)))
+
+    def refusing(self, arrived_at, draft):
+        refuse(Reason.ALLOCATION_INVALID, "we do not like it")
+
+    monkeypatch.setattr(Rebalance, "decide_as_of", refusing)
+    assert stage.execute(TakeUpdate(1, "1")).answer.state == "refused"
+    report = verify(stage.store, answers=answers(), invariants=[PortfoliosLaw()])
+    assert [problem.problem for problem in report.problems] == [
+        "it is refused, and nothing is wrong with it"
+    ]
 
 
 def test_whatever_was_never_told_is_missed_at_the_end():

@@ -94,6 +94,7 @@ class Owned:
     is_fresh: bool = False
     run: int = 0
     heard: int = 0
+    made: int = 0
 
 
 @dataclass
@@ -142,7 +143,7 @@ class Model:
         run = self.runs.get(one.run)
         is_again = one.is_fresh and one.told == told
         if command.as_of is None:
-            if arrived < one.heard:
+            if arrived < max(one.heard, min(one.as_of, one.made)):
                 return ("outdated", 0)
             is_waiting = run is not None and len(run.executed) < len(run.trades)
             is_idle = run is not None and not run.trades
@@ -155,7 +156,8 @@ class Model:
                 return ("repeat", one.run)
             if sorted(told.items()) < sorted((one.told or {}).items()):
                 return ("outdated", 0)
-        one.as_of = max(arrived, one.as_of) if command.as_of is None else command.as_of
+        one.as_of = command.as_of or max(arrived, one.as_of + one.is_timed)
+        one.made = self.now
         one.heard = arrived if command.as_of is None else one.heard
         one.is_timed, one.is_fresh, one.told = command.as_of is not None, True, told
         self.runs[sequence] = Run(command.user, trades(one), one.run)

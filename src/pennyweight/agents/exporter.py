@@ -13,8 +13,10 @@ nothing: the book was restored from a backup, and what is there must be made ane
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import msgspec
@@ -55,9 +57,14 @@ ENTRIES = "entries"
 LACKS = "lacks_until"
 """What is noted on an index that was made anew: it lacks entries up to this one."""
 
+LOOK_SECONDS = 30.0
+"""How often the indices are looked at; so it is also noticed that an engine is away while nothing is sent."""
+
 HEADERS = 256
 LOGGED_MAX = 10
 """Rejected documents of one bulk that are logged one by one."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 log = structlog.get_logger(__name__)
 
@@ -332,6 +339,9 @@ class Exporter(Following):
         """Up to which entry everything has arrived once the bulk that is on its way has."""
         self._lacking: dict[str, int] = {}
         """Indices that were made anew, and up to which entry they lack what came before."""
+        self._doubted: set[str] = set()
+        """Indices that lacked something at the last look, and are nobody's to complete yet."""
+        self._looked_at = 0.0
 
     @property
     def status(self) -> str:
@@ -382,6 +392,7 @@ class Exporter(Following):
         self._move()
         if self._lacking:
             self._complete(link, flight)
+        self._look(link, flight)
 
     def _begin_at(self, sequence: int) -> None:
         super()._begin_at(sequence)
@@ -457,10 +468,12 @@ class Exporter(Following):
                     f"{link.name} has the first index of {name}, but not its alias: delete it"
                 )
             lacks = link.meta(place).get(LACKS, 0)
-            if lacks:
-                self._lacking[place] = lacks
-        newest = link.newest(ENTRIES, ("sequence", "book", "incarnation"))
+            if lacks:  # what was sent to an index before this one is no newer than the book is now
+                self._lacking[place] = min(lacks, self._book.engine.head.sequence)
+        newest = link.newest(ENTRIES, ("sequence", "book", "incarnation", "committed_at"))
         self._check_life(link, newest)
+        self._doubted = set()
+        self._looked_at = time.monotonic()
         there = 0 if newest is None else int(newest["sequence"])
         return 0 if self._lacking else min(begin, there)
 
@@ -480,11 +493,39 @@ class Exporter(Following):
                 "was restored, stop it, run `pennyweight recover`, then `pennyweight reindex`"
             )
         header = self._book.store.batch_at(sequence=sequence)
-        if sequence > head.sequence or header is None or header.incarnation != life:
-            raise BookBehind(
-                f"{link.name} has entries of a life that this book has lost ({life}): "
-                "run `pennyweight reindex`"
+        told_at = newest.get("committed_at")
+        is_ours = sequence <= head.sequence and header is not None and header.incarnation == life
+        if is_ours and header is not None and told_at is not None:
+            is_ours = datetime.fromisoformat(told_at) == _EPOCH + timedelta(
+                microseconds=header.committed_at
             )
+        if not is_ours:
+            raise BookBehind(
+                f"{link.name} has entry {sequence} of {told_at} (life {life}), which this book "
+                "does not have: if they are another book's, give each a search.prefix of its "
+                "own; if they are of what this one has lost, run `pennyweight reindex`"
+            )
+
+    def _look(self, link: Link, flight: _Flight) -> None:
+        """Look now and then whether the indices are still those that were prepared.
+
+        One that is made anew lacks something while that lasts; whoever finds it so twice
+        begins again, and completes it. Raises LinkError.
+        """
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._land(flight)  # one connection, and one who asks at a time
+        lacking = set()
+        for name in self._templates:
+            place = link.place(name)
+            if place is None:
+                raise LinkError(f"{link.name} has lost the index of {name}")
+            if place not in self._lacking and link.meta(place).get(LACKS, 0):
+                lacking.add(place)
+        if lacking & self._doubted:
+            raise LinkError(f"{link.name} has indices that lack something: {', '.join(lacking)}")
+        self._doubted = lacking
+        self._looked_at = time.monotonic()
 
     def _complete(self, link: Link, flight: _Flight) -> None:
         """Note on indices that were made anew when they lack nothing any more. Raises LinkError."""

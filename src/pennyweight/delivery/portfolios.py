@@ -443,11 +443,17 @@ class State(NamedTuple):
 
 PROPOSED = State("proposed")
 SUPERSEDED = State("superseded")
+EXECUTED = State("executed")
 
 
 def proposed(_: int) -> State:
     """Return the state of every transaction of a run that is just there."""
     return PROPOSED
+
+
+def told_again(answer: RunAnswer) -> Callable[[int], State]:
+    """Return what tells the state of the transactions of a run that is told again."""
+    return lambda position: EXECUTED if position in answer.executed else PROPOSED
 
 
 class ExecutedShown(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -51,7 +51,7 @@ class Watch:
         """By status: accepted, insufficient, refused; cancelled and expired by request and time."""
         self.settlements: Counter[str] = Counter()
         """By result: settled, cancelled, unsolicited, duplicate; refused ones over HTTP."""
-        self.rebalances: Counter[str] = Counter()
+        self.updates: Counter[str] = Counter()
         """By result: rebalanced, repeat, outdated; refused ones over HTTP and from the queue."""
         self.deficits: Counter[str] = Counter()
         """Settlements that took more than the user had, by token."""
@@ -85,7 +85,7 @@ class Watch:
         for name, what, label, counts in (
             ("withdrawals", "What was answered to withdrawals", "status", self.withdrawals),
             ("settlements", "What settlements came to", "result", self.settlements),
-            ("rebalances", "What updates of portfolios came to", "result", self.rebalances),
+            ("portfolio_updates", "What updates of portfolios came to", "result", self.updates),
             ("deficits", "Settlements beyond what the user had", "token", self.deficits),
             ("dead_letters", "Messages set aside", "reason", self.letters),
             ("dead_letters_ended", "Dead letters dealt with", "state", self.dealt_with),
@@ -125,7 +125,7 @@ class Watch:
     def _updated(self, command: Command, outcome: Outcome) -> None:
         if isinstance(outcome, Refusal):
             is_ours = outcome.reason in {Reason.CURSOR_CONFLICT, Reason.UPDATE_TAKEN}
-            self.rebalances["refused"] += not is_ours
+            self.updates["refused"] += not is_ours
             return
         if not isinstance(outcome, Receipt) or outcome.is_replayed:
             return
@@ -137,7 +137,7 @@ class Watch:
             self.dealt_with["replayed"] += 1
         if isinstance(command, TakeUpdate):
             answer = answer.run
-        self.rebalances["refused" if answer is None else answer.result] += 1
+        self.updates["refused" if answer is None else answer.result] += 1
 
     def _alert(self, settle: Settle, answer: SettlementAnswer, sequence: int) -> None:
         """Tell somebody: a user owes money, because more was sold than there was."""

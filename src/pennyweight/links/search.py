@@ -124,6 +124,11 @@ def client() -> ModuleType:
     return urllib3
 
 
+def _is_closed(item: _Item) -> bool:
+    """Whether a document was not taken because its index is closed, which is not its fault."""
+    return isinstance(item.error, _Error) and item.error.type == "index_closed_exception"
+
+
 class Search:
     """A connection to one cluster, for one thread at a time. `name` is for people."""
 
@@ -228,7 +233,7 @@ class Search:
                 done += 1
             elif status == 409:
                 present += 1
-            elif status in _REFUSED and item is not None:
+            elif status in _REFUSED and item is not None and not _is_closed(item):
                 kind = item.error.type if isinstance(item.error, _Error) else ""
                 is_of_place = kind == "illegal_argument_exception"
                 rejected.append(Rejected(document, _told(item.error), is_of_place))
@@ -247,7 +252,7 @@ class Search:
     def put_template(self, name: str, template: Mapping[str, Any]) -> None:
         """Say how the indices behind an alias are to be made from now on. Raises LinkError."""
         alias = self.alias(name)
-        body = {"index_patterns": [f"{alias}-*"], "priority": 200, "template": template}
+        body = {"index_patterns": [f"{alias}-0*"], "priority": 200, "template": template}
         self._do("PUT", f"/_index_template/{alias}", body)
 
     def place(self, name: str) -> str | None:

@@ -30,8 +30,8 @@ from pennyweight.products.portfolios.execute import Execution
 from pennyweight.products.portfolios.plan import plan
 from pennyweight.products.portfolios.runs import history, run_in
 from pennyweight.products.portfolios.shared import (
-    ASSETS_MAX,
     EXECUTION,
+    LINES_MAX,
     POINT,
     PORTFOLIO,
     PROVIDER_TOLERANCE,
@@ -175,7 +175,7 @@ def _done(store: Committed, runs: Iterable[RunAnswer]) -> Iterator[_Done]:
     """Yield the transactions of runs that are executed."""
     for run in runs:
         trades = run.trades
-        for record in store.records(EXECUTION, label=f"run:{run.run}", limit=ASSETS_MAX):
+        for record in store.records(EXECUTION, label=f"run:{run.run}", limit=LINES_MAX):
             execution: Execution = record.read(Execution)
             position = execution.fill.position
             line = trades[position - 1]

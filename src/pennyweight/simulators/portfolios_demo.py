@@ -290,10 +290,13 @@ class PortfoliosDemo:
         self.stop()
 
     def _run(self) -> None:
+        """Make requests, with a pause after each but one that made a portfolio."""
         due = time.monotonic()
         while not self._stop.wait(max(0.0, due - time.monotonic())):
-            due = max(due + self._pause_seconds, time.monotonic())
+            known = len(self._known)
             self.step()
+            if len(self._known) == known:
+                due = max(due + self._pause_seconds, time.monotonic())
 
     # ── kinds ─────────────────────────────────────────────────────────────────────
 

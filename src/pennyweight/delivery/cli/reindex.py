@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 PAGE = 1_000
 """Entries that are read at a time."""
 
+SEQUENCE_MAX = 2**62
+"""After any entry; noted on an index of which nobody knows yet up to where it lacks something."""
+
 NEAR = 1_000
 """So few entries behind, the alias is switched; the rest follows at once."""
 
@@ -177,6 +180,8 @@ class _Reindexing:
 
     def run(self, tell: Tell, *, is_again: bool, is_kept: bool) -> dict[str, Any]:
         """Do it, and return what was done. Raises LinkError, UserError, CorruptEntry."""
+        from pennyweight.agents.exporter import LACKS  # noqa: PLC0415 - as above
+
         before: dict[str, str | None] = {}
         try:
             self._begin(before, is_again=is_again)
@@ -190,10 +195,15 @@ class _Reindexing:
         except BaseException:
             self._undo()
             raise
+        for place in self._into.values():
+            # Whoever finds it so knows that this process has not come to its end.
+            self._link.put_meta(place, {LACKS: SEQUENCE_MAX})
         self._link.switch([(name, before[name], place) for name, place in self._into.items()])
         self.is_switched = True
         # What an exporter put into the old ones up to the switch is of entries up to here.
         self._bring(self._book.head().sequence, tell)
+        for place in self._into.values():
+            self._link.put_meta(place, {LACKS: 0})
         made = {}
         for name, place in self._into.items():
             self._link.refresh(place)

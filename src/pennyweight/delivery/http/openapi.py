@@ -58,6 +58,7 @@ _FACES = {
     "loans": "Loans against collateral: applied for, activated, warned, liquidated.",
     "loan-desk": "What the lender's own desk alone may do; never open without a key.",
     "portfolios": "Targets, a provider's updates, and the transactions that bring portfolios back.",
+    "portfolio-desk": "What was executed of portfolios' transactions; never open without a key.",
     "dead-letters": "Messages of streams that could not be taken; never open without a key.",
     "operations": "For those who run it.",
 }

@@ -80,9 +80,11 @@ from pennyweight.delivery.portfolios import (
     numbers,
     one_of,
     policy_of,
+    proposed,
     read_weights,
     shown_plan,
     shown_transactions,
+    told_again,
     update_of,
     user_in,
 )
@@ -104,10 +106,14 @@ from pennyweight.products.portfolios.setup import (
     SetPolicy,
     SetupAnswer,
 )
-from pennyweight.products.portfolios.shared import ASSETS_MAX, RunAnswer, transaction_id
+from pennyweight.products.portfolios.shared import LINES_MAX, RunAnswer, transaction_id
 from pennyweight.runtime.clock import wall_clock
 
 FACE = PRODUCT
+
+DESK = "portfolio-desk"
+"""Face of what books money: that transactions were executed. It cannot be opened to callers
+without a key, and a provider's key need not have it."""
 
 MODES = ("sync", "async")
 RUN_HEADER = "Rebalance-Run"
@@ -223,7 +229,7 @@ def _render_update(outcomes: list[Outcome], request: Request) -> Reply:
         return Reply(202, encode(queued), (("Location", href), *headers))
     if answer.result == "outdated":
         return _outdated(answer, headers)
-    body = encode(shown_transactions(answer))
+    body = encode(shown_transactions(answer, told_again(answer) if answer.executed else proposed))
     return Reply(200, body, ((RUN_HEADER, str(answer.run)), *headers))
 
 
@@ -306,8 +312,8 @@ def _all_fills(answer: RunAnswer, store: Store) -> tuple[Fill, ...]:
 
 def _told_fills(bodies: list[FillBody], answer: RunAnswer) -> tuple[Fill, ...]:
     """Return the transactions that a body names. Raises BadRequest."""
-    if not 0 < len(bodies) <= ASSETS_MAX:
-        raise Incomplete(f"fills are from 1 to {ASSETS_MAX}")
+    if not 0 < len(bodies) <= LINES_MAX:
+        raise Incomplete(f"fills are from 1 to {LINES_MAX}")
     fills: dict[int, Fill] = {}
     for body in bodies:
         place = transaction_of(body.id)
@@ -344,7 +350,7 @@ def _render_run(outcomes: list[Outcome], request: Request) -> Reply:
 
 # ── the table ─────────────────────────────────────────────────────────────────────
 
-_WHOSE = {"user_id": "Whose; needed. `userId` and `id` mean the same."}
+_WHOSE = {"user_id": "Whose; needed. `userId`, `UserID`, `id` and `ID` mean the same."}
 _PAGING = {
     "limit": "How many, 1 to 1000; 100 if not given.",
     "cursor": "The `next_cursor` of the page before.",
@@ -377,11 +383,13 @@ def _command(
     path: str,
     render: Callable[[list[Outcome], Request], Reply],
     documentation: Documentation,
+    *,
+    of: str = FACE,
     **more: Any,
 ) -> CommandRoute:
     """Return a route that changes the book; `more` has `parse` or `prepare`."""
     return CommandRoute(
-        face=FACE, method=method, path=path, render=render, documentation=documentation, **more
+        face=of, method=method, path=path, render=render, documentation=documentation, **more
     )
 
 
@@ -523,7 +531,7 @@ def _update_routes(clock: Callable[[], int]) -> list[Route]:
                 errors={
                     202: "The update is queued (mode=async).",
                     400: _BAD_UPDATE,
-                    404: "The user has no portfolio, or the book no such currency.",
+                    404: _NO_PORTFOLIO,
                     409: "It is outdated (`update_outdated`, with the newest `as_of`).",
                 },
             ),
@@ -545,7 +553,7 @@ def _update_routes(clock: Callable[[], int]) -> list[Route]:
                 answer_example=examples.PREVIEW,
                 errors={
                     400: _BAD_UPDATE,
-                    404: "The user has no portfolio, or the book no such currency.",
+                    404: _NO_PORTFOLIO,
                     409: "It would be outdated, or the deadline has passed.",
                     413: "The body is too large.",
                 },
@@ -598,6 +606,7 @@ def _run_routes() -> list[Route]:
                 answer_example={"id": "12-1", "user_id": "1", "status": "executed"},
                 errors={404: _NO_TRANSACTION, 409: _EXECUTED},
             ),
+            of=DESK,
             prepare=_prepare_one,
         ),
         _reading(
@@ -636,6 +645,7 @@ def _run_routes() -> list[Route]:
                 answer_example={"run": 12, "user_id": "1", "executed": ["12-1", "12-2"]},
                 errors={404: f"{_NO_RUN} Or transaction.", 409: _EXECUTED},
             ),
+            of=DESK,
             prepare=_prepare_run,
         ),
     ]

@@ -46,8 +46,8 @@ from pennyweight.products.portfolios.queue import Queued
 from pennyweight.products.portfolios.runs import history, run_in
 from pennyweight.products.portfolios.setup import PolicyVersion
 from pennyweight.products.portfolios.shared import (
-    ASSETS_MAX,
     EXECUTION,
+    LINES_MAX,
     POLICY,
     PORTFOLIO,
     UPDATE,
@@ -68,12 +68,14 @@ _VERSION_MAX = 999_999
 
 def user_in_query(request: Request) -> str:
     """Return whom the query names. Raises BadRequest, Refused."""
-    for name in _USER_NAMES:
-        user = request.query.get(name)
-        if user is not None:
-            user_holder(user)
-            return user
-    raise BadRequest("user_id_missing", "say whose: ?user_id=1")
+    named = {request.query[name] for name in _USER_NAMES if name in request.query}
+    if not named:
+        raise BadRequest("user_id_missing", "say whose: ?user_id=1")
+    if len(named) > 1:
+        raise BadRequest("user_id_ambiguous", "the user is named twice, and not alike")
+    user = named.pop()
+    user_holder(user)
+    return user
 
 
 def portfolio_of(user: str, store: Store) -> Portfolio:
@@ -116,7 +118,7 @@ def _entries(store: Store) -> Callable[[int], Entry | None]:
 
 def executions_of(run: int, store: Store) -> dict[int, Execution]:
     """Return what was executed of a run, by position."""
-    records = store.records(EXECUTION, label=f"run:{run}", limit=ASSETS_MAX * 2)
+    records = store.records(EXECUTION, label=f"run:{run}", limit=LINES_MAX)
     found: list[Execution] = [record.read(Execution) for record in records]
     return {execution.fill.position: execution for execution in found}
 

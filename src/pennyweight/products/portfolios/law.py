@@ -52,6 +52,9 @@ from pennyweight.products.portfolios.setup import (
     SetupAnswer,
 )
 from pennyweight.products.portfolios.shared import (
+    ASSET_LENGTH_MAX,
+    ASSETS_MAX,
+    DECIMALS_MAX,
     EXECUTION,
     POLICY,
     PORTFOLIO,
@@ -164,7 +167,7 @@ class PortfoliosLaw:
             _CHECKS.get(entry.command, PortfoliosLaw.check_others)(self, entry, book)
         except Wrong as wrong:
             problem = str(wrong)
-        except (KeyError, ValueError, msgspec.DecodeError, Refused) as error:
+        except (ArithmeticError, KeyError, ValueError, msgspec.DecodeError, Refused) as error:
             problem = f"an entry of portfolios cannot be read: {error}"
         else:
             return None
@@ -287,7 +290,9 @@ class PortfoliosLaw:
         if answer.state == "queued" or (answer.run is None) != (answer.reason in _CODES):
             raise Wrong(f"update {number} is {answer.state} for {answer.reason!r}")
         records = _Records()
-        if answer.run is not None:
+        if answer.run is None:
+            self._check_refused(queued.update, book)
+        else:
             records = self._updated(
                 queued.update, answer.run, entry, book, arrived_at=queued.queued_at
             )
@@ -303,6 +308,23 @@ class PortfoliosLaw:
         records[UPDATE, str(number)] = _Written(taken)
         _compare(entry, records)
         self._keep(entry, answer.run)
+
+    def _check_refused(self, command: Rebalance, book: Book) -> None:
+        """See that an update which says nothing but percentages was refused for some reason."""
+        is_ahead = command.as_of is not None and command.as_of > book.time + _AHEAD
+        is_valued = command.value or command.currency or command.holdings
+        if is_ahead or is_valued or command.user not in self._lives:
+            return
+        names = command.allocation
+        if not 0 < len(names) <= ASSETS_MAX or not all(map(_is_name, names)):
+            return
+        try:
+            scales = [parse(text)[1] for text in names.values()]
+            _weights(names, _PROVIDER_SLACK)
+        except (Wrong, Refused):
+            return
+        if max(scales) <= DECIMALS_MAX:
+            raise Wrong("it is refused, and nothing is wrong with it")
 
     def _updated(
         self,
@@ -332,10 +354,13 @@ class PortfoliosLaw:
             _equal(answer, RunAnswer("outdated", command.user, as_of=known.as_of))
             return {}
         if result == "repeat":
-            if _digest(answer) != life.run:
+            done = [one for one in range(1, len(answer.trades) + 1) if one not in known.open]
+            if _digest(answer) != life.run or list(answer.executed) != done:
                 raise Wrong(f"it does not repeat run {known.run} as that was answered")
             return {}
-        as_of = max(arrived_at, known.as_of) if command.as_of is None else command.as_of
+        as_of = command.as_of
+        if as_of is None:
+            as_of = max(arrived_at, known.as_of + known.is_timed)
         _check_lines(known, said, as_of, answer.lines)
         _check_orders(said, answer.lines, book)
         _equal(
@@ -545,7 +570,7 @@ def _equal(answer: msgspec.Struct, due: msgspec.Struct) -> None:
 
 def _digest(answer: RunAnswer) -> bytes:
     """Return a digest of what a run answered, whether first or again."""
-    first = msgspec.structs.replace(answer, result="rebalanced")
+    first = msgspec.structs.replace(answer, result="rebalanced", executed=())
     return blake2b(_encoder.encode(first), digest_size=16).digest()
 
 
@@ -567,6 +592,11 @@ def _exact(text: str) -> Fraction:
     """Return decimal text as it is."""
     digits, decimals = parse(text)
     return Fraction(digits, 10**decimals)
+
+
+def _is_name(name: str) -> bool:
+    """Whether this may name an asset."""
+    return 0 < len(name) <= ASSET_LENGTH_MAX and name.isprintable() and name == name.strip()
 
 
 def _weights(allocation: Mapping[str, str], slack: int) -> Weights:
@@ -619,7 +649,7 @@ def _result(command: Rebalance, said: _Said, known: Portfolio, arrived_at: int) 
     """Return what an update is: news, a repeat of the last, or older than that."""
     last = _Said(known.current, known.value, known.currency, known.holdings)
     if command.as_of is None:
-        if arrived_at < known.heard_at:
+        if arrived_at < known.heard_at or arrived_at < min(known.as_of, known.run_at):
             return "outdated"
         is_waiting = bool(known.open)
         is_idle = known.run != known.trade_run and not known.rules.calendar
@@ -879,7 +909,10 @@ def _check_orders(said: _Said, lines: Sequence[Line], book: Book) -> None:
     sums = {True: 0, False: 0}
     paid = {True: Fraction(0), False: Fraction(0)}
     for line in trades:
-        amount, is_sale = to_units(line.amount, scale), line.change < 0
+        is_sale, exact = line.change < 0, _exact(line.amount) * 10**scale
+        if exact.denominator != 1 or format_amount(exact.numerator, scale) != line.amount:
+            raise Wrong(f"{line.amount} of {line.asset} is no amount of {said.currency}")
+        amount = exact.numerator
         if abs(amount - Fraction(total * abs(line.change), bought)) >= 1:
             raise Wrong(f"{line.amount} of {line.asset} is not its share of what changes hands")
         sums[is_sale] += amount

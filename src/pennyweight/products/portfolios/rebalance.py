@@ -148,9 +148,10 @@ class Rebalance(Command, frozen=True):
         known = _Told(portfolio.current, portfolio.value, portfolio.currency, portfolio.holdings)
         heard_at = portfolio.heard_at
         if self.as_of is None:
-            if arrived_at < heard_at:
+            if arrived_at < max(heard_at, min(portfolio.as_of, portfolio.run_at)):
                 return "outdated"
-            as_of, heard_at = max(arrived_at, portfolio.as_of), arrived_at
+            as_of = max(arrived_at, portfolio.as_of + portfolio.is_timed)
+            heard_at = arrived_at
             if not self.request_id and portfolio.is_repeatable and told == known:
                 return "repeat"
         else:
@@ -241,7 +242,9 @@ def _run(user: str, found: Found, after: Portfolio, draft: Draft) -> RunAnswer:
 def repeated(user: str, portfolio: Portfolio, draft: Draft) -> RunAnswer:
     """Return the last run of a portfolio again: the same input makes the same lines."""
     lines = lines_of(portfolio, portfolio.traded_before or portfolio.created_at, draft)
-    return _answer("repeat", user, portfolio, lines)
+    count = sum(1 for line in lines if line.change)
+    executed = tuple(one for one in range(1, count + 1) if one not in portfolio.open)
+    return _answer("repeat", user, portfolio, lines, executed)
 
 
 def _answer(
@@ -249,6 +252,7 @@ def _answer(
     user: str,
     portfolio: Portfolio,
     lines: tuple[Line, ...],
+    executed: tuple[int, ...] = (),
 ) -> RunAnswer:
     return RunAnswer(
         result,
@@ -261,4 +265,5 @@ def _answer(
         portfolio.policy_version,
         portfolio.as_of,
         portfolio.currency,
+        executed,
     )

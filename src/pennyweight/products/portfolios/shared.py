@@ -30,6 +30,10 @@ WHOLE: int = 100 * POINT
 
 ASSETS_MAX = 100
 ASSET_LENGTH_MAX = 64
+
+LINES_MAX = 2 * ASSETS_MAX
+"""Assets of a run: those of the target, and others that are held."""
+
 DECIMALS_MAX = 18
 """Decimals that a percentage may be given with; more than `DECIMALS` are for what follows from them."""
 
@@ -303,7 +307,8 @@ class RunAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     `run` is the sequence of the entry that worked the lines out, `at` its time; a repeat
     names the run that it repeats. Lines with a change are the transactions, first and in
     order: sales before purchases, by drift, then by name; all others follow by name. An
-    update that is outdated has none. `previous` is the run before this one, `trades_before`
+    update that is outdated has none. `executed` are the positions of those that are executed
+    when they are told again. `previous` is the run before this one, `trades_before`
     the one before it that had transactions, 0 for none.
     """
 
@@ -317,6 +322,7 @@ class RunAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     policy_version: int = 0
     as_of: int = 0
     currency: str = ""
+    executed: tuple[int, ...] = ()
 
     @property
     def trades(self) -> tuple[Line, ...]:
