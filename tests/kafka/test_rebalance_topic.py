@@ -1,7 +1,8 @@
 """`pennyweight serve --kafka` between both of its topics: settlements and updates of portfolios.
 
 One reader takes both. What one topic brings is as exact while the other is busy, or brings
-rubbish, as it is alone.
+rubbish, as it is alone. Tests that neither stop nor kill the engine share one, and have users
+of their own there.
 """
 
 import http.client
@@ -10,10 +11,9 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from pennyweight.engine.verification import verify
 from pennyweight.ledger.entries import Entry, decode_entry
 from pennyweight.products.general import LoadBalances
 from served_process import serving
+from waiting import wait_for
 
 SETTLEMENTS = "risk-engine-settlements"
 REBALANCE = "rebalance"
@@ -79,15 +80,22 @@ class Desk:
         sent = [(_partition_of(user), user.encode(), value) for user, value in messages]
         send(self.broker.address, topic, sent)
 
-    def messages(self, *what: str) -> int:
-        """How many messages were booked, replayed, set aside, since the server started."""
+    @contextmanager
+    def brings(self, what: str, count: int) -> Iterator[None]:
+        """Wait in the end until just so many messages more were booked, replayed, set aside."""
+        before = self.messages()
+        yield
+        wanted = before + Counter({what: count})
+        wait_for(lambda: self.messages().total() >= wanted.total())
+        assert self.messages() == wanted
+
+    def messages(self) -> Counter[str]:
+        """What became of messages since the server started: booked, replayed, set aside."""
         text = self.get("/metrics").decode()
         found = re.findall(
-            rf'^pennyweight_kafka_messages_total{{what="(?:{"|".join(what)})"}} (\S+)',
-            text,
-            re.MULTILINE,
+            r'^pennyweight_kafka_messages_total{what="(\w+)"} (\S+)', text, re.MULTILINE
         )
-        return sum(int(float(value)) for value in found)
+        return Counter({what: int(float(n)) for what, n in found if what != "consumed"})
 
     def trades(self, user: str) -> list[tuple[str, str, float]]:
         """The transactions of a user, as their list has them."""
@@ -112,13 +120,6 @@ class Desk:
         return self.server.wait(20)
 
 
-def wait_for(is_so: Callable[[], Any], seconds: float = 30) -> None:
-    until = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.02)
-
-
 def _partition_of(user: str) -> int:
     return int(user) % PARTITIONS
 
@@ -138,16 +139,32 @@ def settlement(user: str, **more: str) -> tuple[str, bytes]:
     return user, json.dumps({"user_id": user, **trade, **more}).encode()
 
 
-@pytest.fixture
-def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a book of some users who have tokens."""
+def filled(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Make a book of some users who have tokens; no server of it is set up by the environment."""
     for name in [*os.environ]:
         if name.startswith("PENNYWEIGHT_") or name in {"KAFKA_BROKER", "KAFKA_TOPIC"}:
-            monkeypatch.delenv(name)
-    with open_inline(tmp_path, Config()) as inline:
+            patch.delenv(name)
+    with open_inline(folder, Config()) as inline:
         for user in range(8):
             inline.execute(LoadBalances(str(user), (("BTC", "1000"), ("ETH", "0"))))
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return filled(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A served book that tests share; it is proven when all of them are through."""
+    with pytest.MonkeyPatch.context() as patch, closing(MockBroker()) as broker:
+        folder = filled(tmp_path_factory.mktemp("shared"), patch)
+        with desk_on(folder, broker) as desk:
+            yield desk
+            assert desk.stop() == 0
+        assert journal(folder)
+        assert "Traceback" not in (folder / "log").read_text()
 
 
 @contextmanager
@@ -177,82 +194,73 @@ def read_so_far(folder: Path) -> int:
         store.close()
 
 
-def test_an_update_is_worked_out_as_if_it_came_over_http(
-    book: Path, mock_broker: MockBroker
-) -> None:
-    with desk_on(book, mock_broker) as desk:
-        desk.create("1")
+def test_an_update_is_worked_out_as_if_it_came_over_http(desk: Desk) -> None:
+    desk.create("1")
+    with desk.brings("booked", 1):
         desk.tell(REBALANCE, update("1"))
-        wait_for(lambda: desk.messages("booked") == 1)
-        assert desk.trades("1") == [("SELL", "stocks", 10), ("BUY", "bonds", 10)]
+    assert desk.trades("1") == [("SELL", "stocks", 10), ("BUY", "bonds", 10)]
+    with desk.brings("booked", 1):
         desk.tell(SETTLEMENTS, settlement("1"))
-        wait_for(lambda: desk.messages("booked") == 2)
-        balances = desk.get("/users/1/balances")["balances"]
-        assert (balances["BTC"]["posted"], balances["ETH"]["posted"]) == ("999", "2")
-        assert desk.get("/dead-letters")["data"] == []
+    balances = desk.get("/users/1/balances")["balances"]
+    assert (balances["BTC"]["posted"], balances["ETH"]["posted"]) == ("999", "2")
 
 
 def test_what_is_no_update_is_set_aside_and_replayed_when_the_portfolio_is_there(
-    book: Path, mock_broker: MockBroker
+    desk: Desk,
 ) -> None:
-    with desk_on(book, mock_broker) as desk:
-        desk.create("1")
-        stranger = update("2", request_id="r-2")
-        lossy = update("1", {"stocks": 70, "bonds": 29})
-        future = update("1", as_of="2999-01-01T00:00:00Z")
-        desk.tell(REBALANCE, ("1", b"not JSON"), ("1", None), stranger, lossy, future)
-        desk.tell(SETTLEMENTS, ("1", b"rubbish"))
-        wait_for(lambda: desk.messages("set_aside") == 6)
-        desk.tell(REBALANCE, update("1"))
-        wait_for(lambda: desk.messages("booked") == 1)
-        letters = desk.get("/dead-letters?product=portfolios")["data"]
-        assert Counter(one["reason"] for one in letters) == {
-            "message_malformed": 2,
-            "portfolio_not_found": 1,
-            "allocation_invalid": 1,
-            "as_of_in_future": 1,
-        }
-        assert len(desk.get("/dead-letters")["data"]) == 6
+    desk.create("4")
+    stranger = update("2", request_id="r-2")
+    lossy = update("4", {"stocks": 70, "bonds": 29})
+    future = update("4", as_of="2999-01-01T00:00:00Z")
+    with desk.brings("set_aside", 6):
+        desk.tell(REBALANCE, ("4", b"not JSON"), ("4", None), stranger, lossy, future)
+        desk.tell(SETTLEMENTS, ("4", b"rubbish"))
+    with desk.brings("booked", 1):
+        desk.tell(REBALANCE, update("4"))
+    letters = desk.get("/dead-letters?product=portfolios")["data"]
+    assert Counter(one["reason"] for one in letters) == {
+        "message_malformed": 2,
+        "portfolio_not_found": 1,
+        "allocation_invalid": 1,
+        "as_of_in_future": 1,
+    }
+    assert len(desk.get("/dead-letters")["data"]) == 6
 
-        told = desk.heard(LETTERS.format(topic=REBALANCE), 5)
-        by_reason = {dict(m.headers())["error"]: m for m in told}
-        message = by_reason[b"portfolio_not_found"]
-        headers = dict(message.headers())
-        assert (message.key(), message.value()) == (b"2", stranger[1])
-        assert (headers["origin-topic"], headers["origin-partition"]) == (b"rebalance", b"2")
-        assert len(desk.heard(LETTERS.format(topic=SETTLEMENTS), 1)) == 1
+    told = desk.heard(LETTERS.format(topic=REBALANCE), 5)
+    by_reason = {dict(m.headers())["error"]: m for m in told}
+    message = by_reason[b"portfolio_not_found"]
+    headers = dict(message.headers())
+    assert (message.key(), message.value()) == (b"2", stranger[1])
+    assert (headers["origin-topic"], headers["origin-partition"]) == (b"rebalance", b"2")
+    assert len(desk.heard(LETTERS.format(topic=SETTLEMENTS), 1)) == 1
 
-        replay = f"/dead-letters/{headers['letter'].decode()}/replay"
-        assert desk.ask("POST", replay).json["code"] == "portfolio_not_found"
-        desk.create("2")
-        answer = desk.ask("POST", replay)
-        assert (answer.status, answer.json["result"]) == (200, "rebalanced")
-        assert desk.trades("2") == [("SELL", "stocks", 10), ("BUY", "bonds", 10)]
+    replay = f"/dead-letters/{headers['letter'].decode()}/replay"
+    assert desk.ask("POST", replay).json["code"] == "portfolio_not_found"
+    desk.create("2")
+    answer = desk.ask("POST", replay)
+    assert (answer.status, answer.json["result"]) == (200, "rebalanced")
+    assert desk.trades("2") == [("SELL", "stocks", 10), ("BUY", "bonds", 10)]
+    with desk.brings("replayed", 1):
         desk.tell(REBALANCE, stranger)
-        wait_for(lambda: desk.messages("replayed") == 1)
-        again = desk.ask("POST", replay)
-        assert (again.status, again.headers["idempotent-replayed"]) == (200, "true")
-        assert len(desk.trades("2")) == 2
-        assert len(desk.get("/dead-letters?state=open")["data"]) == 5
+    again = desk.ask("POST", replay)
+    assert (again.status, again.headers["idempotent-replayed"]) == (200, "true")
+    assert len(desk.trades("2")) == 2
+    assert len(desk.get("/dead-letters?state=open")["data"]) == 5
 
 
-def test_an_older_update_changes_nothing_and_is_no_dead_letter(
-    book: Path, mock_broker: MockBroker
-) -> None:
-    with desk_on(book, mock_broker) as desk:
-        desk.create("3")
-        moments = [DAY.format(second=second, microsecond=0) for second in range(3)]
-        newest = {"stocks": 50, "bonds": 40, "gold": 10}
+def test_an_older_update_changes_nothing_and_is_no_dead_letter(desk: Desk) -> None:
+    desk.create("3")
+    moments = [DAY.format(second=second, microsecond=0) for second in range(3)]
+    newest = {"stocks": 50, "bonds": 40, "gold": 10}
+    with desk.brings("booked", 3):
         desk.tell(
             REBALANCE,
             update("3", as_of=moments[0]),
             update("3", newest, as_of=moments[2]),
             update("3", as_of=moments[1]),
         )
-        wait_for(lambda: desk.messages("booked") == 3)
-        assert desk.get("/portfolio?user_id=3")["current"] == newest
-        assert len(desk.trades("3")) == 4
-        assert desk.get("/dead-letters")["data"] == []
+    assert desk.get("/portfolio?user_id=3")["current"] == newest
+    assert len(desk.trades("3")) == 4
 
 
 def test_both_topics_at_once_with_duplicates_and_a_stop_between(
@@ -277,7 +285,7 @@ def test_both_topics_at_once_with_duplicates_and_a_stop_between(
         desk.create(*users)
         desk.tell(REBALANCE, *updates[:300])
         desk.tell(SETTLEMENTS, *settlements[:300])
-        wait_for(lambda: desk.messages("booked") > 50)
+        wait_for(lambda: desk.messages()["booked"] > 50)
         assert desk.stop() == 0
     monkeypatch.setenv("PENNYWEIGHT_KAFKA_GROUP", "another")
     with desk_on(book, mock_broker) as desk:

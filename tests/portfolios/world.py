@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,13 +31,6 @@ PAGE = 1_000
 
 CALM = Policy(band=Band(absolute=30 * POINT))
 """The policy of most portfolios: hardly ever are they traded, so that there is less to search."""
-
-
-def wait_for(is_so: Callable[[], Any], what: str, seconds: float = 90) -> None:
-    until = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until, f"it did not happen: {what}"
-        time.sleep(0.02)
 
 
 def fill(folder: Path, provider: Provider) -> None:

@@ -1,14 +1,14 @@
 """What exports the documents of a served book, put together: when, how much, and what is told of it."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from pennyweight import searching as searching_module
 from pennyweight.assemble import answers, engine_on, open_store
 from pennyweight.config import Cache, Config, ConfigError, Search
 from pennyweight.engine.engine import Submission
@@ -18,6 +18,7 @@ from pennyweight.runtime.clock import ClockGuard
 from pennyweight.runtime.driver import ThreadedBook
 from pennyweight.searching import Ends, page_of, users_reserved
 from pennyweight.simulators.searchstub import SearchStub
+from waiting import wait_for
 
 
 @pytest.fixture
@@ -39,13 +40,6 @@ def book(tmp_path: Path) -> Iterator[ThreadedBook]:
     yield book
     book.stop(10)
     store.close()
-
-
-def wait_for(is_so: Callable[[], Any], seconds: float = 30) -> None:
-    until = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.01)
 
 
 def figures(ends: Ends) -> dict[str, float]:
@@ -106,7 +100,10 @@ def test_engine_that_is_away_is_told(book: ThreadedBook, stub: SearchStub) -> No
     assert ends.down() == {}
 
 
-def test_engine_that_hangs_does_not_hold_the_end_up(book: ThreadedBook, stub: SearchStub) -> None:
+def test_engine_that_hangs_does_not_hold_the_end_up(
+    book: ThreadedBook, stub: SearchStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching_module, "END_SECONDS", 0.2)
     stub.faults.is_hanging = True
     ends = Ends(config_of(stub.url))
     (export,) = ends.of(book)

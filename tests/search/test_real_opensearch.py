@@ -1,7 +1,6 @@
 """A book and a real OpenSearch: what is there is what the journal says, also after kill -9."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -31,10 +30,14 @@ from pennyweight.products.withdrawals.withdraw import CancelWithdrawal, Withdraw
 from pennyweight.runtime.clock import ClockGuard
 from pennyweight.runtime.driver import ThreadedBook
 from pennyweight.searching import Ends, Export
+from waiting import wait_for
 
 pytestmark = pytest.mark.heavy
 
 Cli = Callable[..., Any]
+
+PATIENCE_SECONDS = 120.0
+"""A real engine takes its time."""
 
 
 class Rig:
@@ -63,7 +66,7 @@ class Rig:
         outcomes: list[Any] = []
         for command in commands:
             self.book.submit(Submission(command, ticket=outcomes.append))
-        wait_for(lambda: len(outcomes) == len(commands))
+        wait_for(lambda: len(outcomes) == len(commands), PATIENCE_SECONDS)
         assert not [outcome for outcome in outcomes if not isinstance(outcome, Receipt)]
         return max(outcome.sequence for outcome in outcomes)
 
@@ -96,7 +99,7 @@ class Rig:
     def wait_for_all(self) -> None:
         assert self.export is not None
         last = self.store.head().sequence
-        wait_for(lambda: self.export.exporter._position >= last)
+        wait_for(lambda: self.export.exporter._position >= last, PATIENCE_SECONDS)
 
     def close(self) -> None:
         if self.export is not None:
@@ -104,13 +107,6 @@ class Rig:
         self.link.close()
         self.book.stop(10)
         self.store.close()
-
-
-def wait_for(is_so: Callable[[], Any], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.01)
 
 
 @contextmanager
@@ -224,11 +220,11 @@ def test_killed_in_the_middle_and_back(
         export = rig.begin()
         exporter = export.exporter
         rig.do(*(OpenAccount(f"user:{user}:USD") for user in range(1_500)))
-        wait_for(lambda: exporter.counts.sent > 300)
+        wait_for(lambda: exporter.counts.sent > 300, PATIENCE_SECONDS)
         opensearch.kill()
         try:
             rig.do(*(OpenAccount(f"user:{user}:EUR") for user in range(1_500)))
-            wait_for(rig.ends.down)
+            wait_for(rig.ends.down, PATIENCE_SECONDS)
             assert exporter.lag > 0
         finally:
             opensearch.start()
@@ -251,7 +247,7 @@ def test_reindex_beside_a_served_book(
         rig.wait_for_all()
         rig.link.delete("again-entries-000001")
         rig.do(OpenAccount("user:500:USD"))
-        wait_for(lambda: rig.link.place("entries") is not None)
+        wait_for(lambda: rig.link.place("entries") is not None, PATIENCE_SECONDS)
         rig.wait_for_all()
         assert rig.there("entries") == rig.wanted("entries")
         ran = cli(*words, "--index", "entries", "--index", "portfolios", "--json")

@@ -3,10 +3,12 @@
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from pennyweight.delivery.cli.simulate_policy import _policies
 from pennyweight.engine.receipts import Receipt
 from pennyweight.ledger.commands import Command
 from pennyweight.products.portfolios.execute import ExecuteTransactions, Fill
@@ -422,3 +424,14 @@ def test_a_picture_of_one_update_and_of_very_many():
 def test_scores_are_those_of_the_product():
     past = past_by_hand([points(a=57, b=43)])
     assert real(past).points[0].before == drift_score(points(a=50, b=50), points(a=57, b=43))
+
+
+def test_example_policies_are_what_their_comments_say():
+    found = _policies(sorted((Path(__file__).parents[2] / "docs" / "policies").glob("*.toml")))
+    assert found == {
+        "seed": SEED_POLICY,
+        "five-twentyfive": Policy(
+            band=Band(absolute=5 * POINT, relative=25 * POINT), minimum_trade=POINT // 2
+        ),
+        "monthly": Policy(calendar="monthly", score=POINT, when="all"),
+    }

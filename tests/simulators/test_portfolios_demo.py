@@ -1,7 +1,6 @@
 """The demo's portfolios, told to a book in memory: what is sent is taken, and owners trade."""
 
 import random
-import time
 from typing import Any
 
 import msgspec
@@ -32,6 +31,7 @@ from pennyweight.simulators.portfolios_demo import (
     PortfoliosDemo,
 )
 from scenarios import Stage
+from waiting import wait_for
 
 USERS = [str(number) for number in range(100, 108)]
 _policy = decoder(PolicyBody)
@@ -146,13 +146,17 @@ def test_a_demo_goes_on_where_nobody_answers():
 def test_a_demo_runs_by_itself():
     clerk = Clerk()
     with PortfoliosDemo(clerk, USERS, per_second=10_000, now=lambda: clerk.stage.now) as demo:
-        until = time.monotonic() + 30
-        while demo.counts.updates < 3 and time.monotonic() < until:
-            time.sleep(0.01)
-    assert demo.counts.updates >= 3
+        wait_for(lambda: demo.counts.updates >= 3)
     asked = len(clerk.asked)
     assert demo.counts.portfolios == len(USERS)
     assert len(clerk.asked) == asked
+
+
+def test_a_demo_makes_its_portfolios_without_a_pause():
+    clerk = Clerk()
+    with PortfoliosDemo(clerk, USERS, per_second=0.001, now=lambda: clerk.stage.now) as demo:
+        wait_for(lambda: demo.counts.portfolios == len(USERS))
+    assert len(clerk.asked) <= len(USERS) + 1
 
 
 def test_every_profile_is_a_whole():

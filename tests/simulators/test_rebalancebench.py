@@ -1,6 +1,7 @@
 """The benchmarks of portfolios measure what they say, on books that are right afterwards."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +13,31 @@ from pennyweight.delivery.cli.bench_rebalances import rebalances
 from pennyweight.delivery.cli.shared import UserError
 from pennyweight.delivery.portfolios import update_in
 from pennyweight.products.portfolios.shared import TARGET_TOLERANCE, weights_of
-from pennyweight.simulators import rebalancebench
+from pennyweight.simulators import benchplace, machine, rebalancebench
 from pennyweight.simulators.benchplace import BenchPlace
 from pennyweight.simulators.deskbench import NotSettled
-from pennyweight.simulators.figures import Figures, Setting
-from pennyweight.simulators.rebalancebench import EXPORT, FROM_KAFKA, IN_PROCESS, run_rebalances
+from pennyweight.simulators.figures import Setting
+from pennyweight.simulators.rebalancebench import FROM_KAFKA, run_rebalances
 from pennyweight.simulators.updates import LOAD_TARGET, START
 from pennyweight.simulators.workloads import WORKLOADS, Target
 
 
-def measured(folder: Path, scenario: str, **more: Any) -> Figures:
-    figures = run_rebalances(
-        Setting(scenario=scenario, users=50, seconds=0.2, batches=(20, 5), **more),
-        BenchPlace(folder / "book"),
-        folder,
-        lambda _what, _share: None,
-    )
-    assert figures.verified, figures.first_wrong
-    assert figures.errors == 0
-    return figures
-
-
-def test_batches_in_process(tmp_path: Path) -> None:
-    figures = measured(tmp_path, IN_PROCESS)
-    assert [row.case for row in figures.rows] == ["batches of 20", "batches of 5"]
-    assert all(row.requests > 0 and row.p50_ms > 0 for row in figures.rows)
-    assert figures.mean_batch == 20
-
-
-def test_export_counts_documents(tmp_path: Path) -> None:
-    """One for each entry, for what each made of a portfolio, and for three transactions each."""
-    figures = measured(tmp_path, EXPORT, messages=300)
-    (row,) = figures.rows
-    entries = int(row.case.split()[2])
-    assert entries > 350
-    assert row.requests == entries + 350 + 3 * 300
-    assert figures.requests_per_second > 0
+@pytest.fixture(autouse=True)
+def disk_asked_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a sync takes is measured, but not 300 times before and after each benchmark."""
+    monkeypatch.setattr(benchplace, "sync_times", partial(machine.sync_times, count=3))
 
 
 @pytest.mark.heavy
 def test_backlogs_from_kafka(tmp_path: Path) -> None:
-    figures = measured(tmp_path, FROM_KAFKA, messages=3_000)
+    figures = run_rebalances(
+        Setting(scenario=FROM_KAFKA, users=50, messages=3_000),
+        BenchPlace(tmp_path / "book"),
+        tmp_path,
+        lambda _what, _share: None,
+    )
+    assert figures.verified, figures.first_wrong
+    assert figures.errors == 0
     assert [row.case for row in figures.rows] == [
         "from Kafka, with request_id",
         "from Kafka, without request_id",
@@ -106,15 +91,32 @@ def test_verb_over_http(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_verbs_in_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verb_in_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
-    words: dict[str, Any] = {"users": 30, "directory": tmp_path, "json": file}
-    assert rebalances(in_process=True, seconds=0.1, batch=(10,), **words) == 0
-    assert "batches of 10" in capsys.readouterr().out
-    assert json.loads(file.read_text())["verified"]
-    assert export(updates=50, **words) == 0
+    words: dict[str, Any] = {"seconds": 0.1, "batch": (20, 5), "users": 50}
+    assert rebalances(in_process=True, **words, directory=tmp_path, json=file) == 0
+    assert "batches of 20" in capsys.readouterr().out
+    figures = json.loads(file.read_text())
+    assert (figures["verified"], figures["errors"], figures["mean_batch"]) == (True, 0, 20)
+    assert [row["case"] for row in figures["rows"]] == ["batches of 20", "batches of 5"]
+    assert all(row["requests"] > 0 and row["p50_ms"] > 0 for row in figures["rows"])
+    assert figures["fdatasync_p50_us"] > 0
+
+
+def test_verb_of_the_export_counts_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One for each entry, for what each made of a portfolio, and for three transactions each."""
+    file = tmp_path / "figures.json"
+    assert export(updates=300, users=50, directory=tmp_path, json=file) == 0
     assert "documents of" in capsys.readouterr().out
-    assert json.loads(file.read_text())["rows"][0]["requests"] > 80 + 80 + 3 * 50
+    figures = json.loads(file.read_text())
+    assert (figures["verified"], figures["errors"]) == (True, 0)
+    (row,) = figures["rows"]
+    entries = int(row["case"].split()[2])
+    assert entries > 350
+    assert row["requests"] == entries + 350 + 3 * 300
+    assert figures["requests_per_second"] > 0
 
 
 @pytest.mark.parametrize(
