@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pennyweight.ledger.money import format_amount
 from pennyweight.ledger.refusals import Refused
-from pennyweight.products.portfolios.law import _reckoned
+from pennyweight.products.portfolios.law_trades import reckoned
 from pennyweight.products.portfolios.plan import plan
 from pennyweight.products.portfolios.rebalance import Rebalance
 from pennyweight.products.portfolios.setup import CreatePortfolio
@@ -128,7 +128,7 @@ def test_plan_is_what_the_law_reckons(target, current, policy, when):
     """Two reckonings, one in whole numbers and one in fractions, agree to the unit."""
     lines = planned(target, current, policy, when)
     drifts = {line.asset: line.before - line.target for line in lines}
-    right = _reckoned(target, drifts, policy, *when)
+    right = reckoned(target, drifts, policy, *when)
     assert {line.asset: line.change for line in lines} == {name: right[name] for name in drifts}
 
 

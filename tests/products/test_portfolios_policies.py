@@ -10,7 +10,8 @@ from pennyweight.engine.receipts import Receipt, Refusal
 from pennyweight.engine.verification import verify
 from pennyweight.ledger.commands import Command
 from pennyweight.ledger.refusals import Refused
-from pennyweight.products.portfolios.law import PortfoliosLaw, _period_begins
+from pennyweight.products.portfolios.law import PortfoliosLaw
+from pennyweight.products.portfolios.law_trades import period_begins
 from pennyweight.products.portfolios.plan import period, plan
 from pennyweight.products.portfolios.rebalance import Rebalance
 from pennyweight.products.portfolios.setup import (
@@ -186,7 +187,7 @@ def test_calendar_knows_every_day_of_two_centuries(calendar):
         now = period(calendar, number * DAY)
         assert now == before + is_new, day
         if not number % 97 or is_new:
-            begins = _period_begins(calendar, number * DAY + DAY - 1)
+            begins = period_begins(calendar, number * DAY + DAY - 1)
             assert (begins == number * DAY) == is_new, day
         assert period(calendar, number * DAY - 1) == before
         before = now

@@ -9,33 +9,32 @@ users who do nothing only the bytes of their record are kept, of runs a few numb
 
 from array import array
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
-from pennyweight.ledger.accounts import Account, owed_account, user_account, user_holder
-from pennyweight.ledger.assets import Asset
-from pennyweight.ledger.entries import Entry, Transfer
+from pennyweight.ledger.accounts import user_holder
+from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.letters import LETTER
-from pennyweight.ledger.money import format_amount, parse, to_units
+from pennyweight.ledger.money import parse
 from pennyweight.ledger.records import Mark, Record
 from pennyweight.ledger.refusals import Reason, Refused
-from pennyweight.products.portfolios.execute import (
-    VENUE,
-    ExecuteTransactions,
-    Execution,
-    ExecutionAnswer,
-    Fill,
+from pennyweight.products.portfolios.execute import ExecuteTransactions, Execution, ExecutionAnswer
+from pennyweight.products.portfolios.law_money import check_money, legs_of
+from pennyweight.products.portfolios.law_said import (
+    PROVIDER_SLACK,
+    TARGET_SLACK,
+    Book,
+    Wrong,
+    is_name,
+    result_of,
+    said_in,
+    weights_told,
 )
-from pennyweight.products.portfolios.letters import (
-    CloseUpdateLetter,
-    ReplayUpdate,
-    SetAsideUpdate,
-)
+from pennyweight.products.portfolios.law_trades import check_lines, check_orders
+from pennyweight.products.portfolios.letters import CloseUpdateLetter, ReplayUpdate, SetAsideUpdate
 from pennyweight.products.portfolios.queue import (
     Queued,
     QueuedAnswer,
@@ -52,7 +51,6 @@ from pennyweight.products.portfolios.setup import (
     SetupAnswer,
 )
 from pennyweight.products.portfolios.shared import (
-    ASSET_LENGTH_MAX,
     ASSETS_MAX,
     DECIMALS_MAX,
     EXECUTION,
@@ -61,45 +59,20 @@ from pennyweight.products.portfolios.shared import (
     PRODUCT,
     QUEUE,
     UPDATE,
-    WHOLE,
-    Holding,
-    Line,
     Policy,
     Portfolio,
     RunAnswer,
-    Weights,
     policy_id,
     transaction_id,
 )
 
 _KINDS = frozenset({PORTFOLIO, POLICY, EXECUTION, UPDATE})
 _LETTERS = frozenset({SetAsideUpdate.name, ReplayUpdate.name, CloseUpdateLetter.name})
-_TRADED = frozenset({"drift", "band", "score", "calendar", "cash_flow", "with_others"})
-_TARGET_SLACK = 10**9
-_PROVIDER_SLACK = 10**2
-"""Percentages may be off 100 by one part of so many."""
 _AHEAD = 60_000_000
-_NO_POLICY = Policy()
-_DAY = 86_400_000_000
-_WORTH_DECIMALS = 18
 
 _encoder = msgspec.json.Encoder()
 _portfolio_decoder = msgspec.json.Decoder(Portfolio)
 _run_decoder = msgspec.json.Decoder(RunAnswer)
-
-
-class Book(Protocol):
-    """What the law looks at of a book that is rebuilt from its journal."""
-
-    accounts: dict[str, Account]
-    assets: dict[str, Asset]
-    counters: dict[str, int]
-    records: dict[tuple[str, str], bytes]
-    time: int
-
-
-class Wrong(Exception):
-    """An entry is not what the law says; the message is the sentence."""
 
 
 class _Life(NamedTuple):
@@ -121,15 +94,6 @@ class _Written(NamedTuple):
     labels: tuple[str, ...] = ()
     marks: tuple[Mark, ...] = ()
     holder: str = ""
-
-
-class _Said(NamedTuple):
-    """What an update says."""
-
-    current: Weights
-    value: str
-    currency: str
-    holdings: dict[str, Holding]
 
 
 _Records = dict[tuple[str, str], _Written]
@@ -200,7 +164,7 @@ class PortfoliosLaw:
     def check_creation(self, entry: Entry, book: Book) -> None:
         """A new portfolio with its target; the same again changes nothing."""
         command = msgspec.json.decode(entry.fields, type=CreatePortfolio)
-        target = _weights(command.allocation, _TARGET_SLACK)
+        target = weights_told(command.allocation, TARGET_SLACK)
         life = self._lives.get(command.user)
         if life is None:
             portfolio, records = Portfolio(target, book.time), _Records()
@@ -218,7 +182,7 @@ class PortfoliosLaw:
         """Another target; nothing else changes but that the last run is no longer fresh."""
         command = msgspec.json.decode(entry.fields, type=ChangeTarget)
         known = self._life(command.user).portfolio
-        target = _weights(command.allocation, _TARGET_SLACK)
+        target = weights_told(command.allocation, TARGET_SLACK)
         if known.target == target:
             self._set_up(entry, command.user, "unchanged", known, {})
         else:
@@ -316,11 +280,11 @@ class PortfoliosLaw:
         if is_ahead or is_valued or command.user not in self._lives:
             return
         names = command.allocation
-        if not 0 < len(names) <= ASSETS_MAX or not all(map(_is_name, names)):
+        if not 0 < len(names) <= ASSETS_MAX or not all(map(is_name, names)):
             return
         try:
             scales = [parse(text)[1] for text in names.values()]
-            _weights(names, _PROVIDER_SLACK)
+            weights_told(names, PROVIDER_SLACK)
         except (Wrong, Refused):
             return
         if max(scales) <= DECIMALS_MAX:
@@ -342,12 +306,12 @@ class PortfoliosLaw:
         arrived_at = arrived_at or book.time
         life = self._life(command.user)
         known = life.portfolio
-        said = _said(command)
+        said = said_in(command)
         if (said.value or said.currency or said.holdings) and said.currency not in book.assets:
             raise Wrong(f"it is told in {said.currency!r}, which is no asset")
         if command.as_of is not None and command.as_of > book.time + _AHEAD:
             raise Wrong("it is as of more than a minute after its commit")
-        result = _result(command, said, known, arrived_at)
+        result = result_of(command, said, known, arrived_at)
         if answer.result != result:
             raise Wrong(f"it is answered as {answer.result!r}, but is {result!r}")
         if result == "outdated":
@@ -361,8 +325,8 @@ class PortfoliosLaw:
         as_of = command.as_of
         if as_of is None:
             as_of = max(arrived_at, known.as_of + known.is_timed)
-        _check_lines(known, said, as_of, answer.lines)
-        _check_orders(said, answer.lines, book)
+        check_lines(known, said, as_of, answer.lines)
+        check_orders(said, answer.lines, book)
         _equal(
             answer,
             RunAnswer(
@@ -439,9 +403,9 @@ class PortfoliosLaw:
             leg
             for fill in new
             if fill.is_told
-            for leg in _legs(command.user, fill, *trades[fill.position - 1], book)
+            for leg in legs_of(command.user, fill, *trades[fill.position - 1], book)
         ]
-        _check_money(entry.transfers, due, user_holder(command.user), book)
+        check_money(entry.transfers, due, user_holder(command.user), book)
         self._keep(entry)
 
     def _trades_of(self, run: int, user: str) -> tuple[tuple[str, bool], ...]:
@@ -583,417 +547,6 @@ def _with_policy(
         PolicyVersion(user, version, book.time, policy), labels=(f"user:{user}",)
     )
     return msgspec.structs.replace(portfolio, policy=policy, policy_version=version, is_fresh=False)
-
-
-# ── what an update says, and whether it is news ───────────────────────────────────
-
-
-def _exact(text: str) -> Fraction:
-    """Return decimal text as it is."""
-    digits, decimals = parse(text)
-    return Fraction(digits, 10**decimals)
-
-
-def _is_name(name: str) -> bool:
-    """Whether this may name an asset."""
-    return 0 < len(name) <= ASSET_LENGTH_MAX and name.isprintable() and name == name.strip()
-
-
-def _weights(allocation: Mapping[str, str], slack: int) -> Weights:
-    """Return percentages as weights of exactly the whole; together they are 100, give or take 1/slack."""
-    parsed = {name: parse(text) for name, text in allocation.items()}
-    scale = max(decimals for _, decimals in parsed.values())
-    parts = {name: digits * 10 ** (scale - decimals) for name, (digits, decimals) in parsed.items()}
-    total, unit = sum(parts.values()), 10**scale
-    if abs(total - 100 * unit) * slack > unit:
-        raise Wrong(f"the percentages add up to {format_amount(total, scale)}, not to 100")
-    return _apportioned(parts, WHOLE)
-
-
-def _apportioned(parts: Mapping[str, int], whole: int) -> dict[str, int]:
-    """Share out in proportion, rounded down, and what is left to the largest remainders.
-
-    Of equal ones that of the earlier name comes first.
-    """
-    total = sum(parts.values())
-    shares, remainders = {}, []
-    for name in sorted(parts):
-        shares[name], rest = divmod(parts[name] * whole, total)
-        remainders.append((-rest, name))
-    left = whole - sum(shares.values())
-    for _, name in sorted(remainders)[:left] if left else ():
-        shares[name] += 1
-    return shares
-
-
-def _said(command: Rebalance) -> _Said:
-    """Return what an update says, its weights normalised."""
-    value, holdings = command.value, command.holdings
-    if command.allocation:
-        weights = _weights(command.allocation, _PROVIDER_SLACK)
-    else:
-        worth = {
-            name: _exact(holding.quantity) * _exact(holding.price) * 10 ** (2 * _WORTH_DECIMALS)
-            for name, holding in holdings.items()
-        }
-        if not any(worth.values()):
-            raise Wrong("there is nothing of anything")
-        parts = {name: int(one) for name, one in worth.items()}
-        weights = _apportioned(parts, WHOLE)
-        total = sum(parts.values()) // 10**_WORTH_DECIMALS
-        value = value or format_amount(total, _WORTH_DECIMALS)
-    return _Said(weights, value, command.currency, holdings)
-
-
-def _result(command: Rebalance, said: _Said, known: Portfolio, arrived_at: int) -> str:
-    """Return what an update is: news, a repeat of the last, or older than that."""
-    last = _Said(known.current, known.value, known.currency, known.holdings)
-    if command.as_of is None:
-        if arrived_at < known.heard_at or arrived_at < min(known.as_of, known.run_at):
-            return "outdated"
-        is_waiting = bool(known.open)
-        is_idle = known.run != known.trade_run and not known.rules.calendar
-        is_again = known.is_fresh and not command.request_id and said == last
-        return "repeat" if is_again and (is_waiting or is_idle) else "rebalanced"
-    if command.as_of < known.as_of:
-        return "outdated"
-    if command.as_of == known.as_of and known.is_timed:
-        if said == last:
-            return "repeat" if known.is_fresh else "rebalanced"
-        return "outdated" if _rank(said) < _rank(last) else "rebalanced"
-    return "rebalanced"
-
-
-def _rank(said: _Said) -> tuple[Any, ...]:
-    """Return what orders two updates of one moment."""
-    held = sorted((name, *msgspec.structs.astuple(one)) for name, one in said.holdings.items())
-    return sorted(said.current.items()), said.value, said.currency, held
-
-
-# ── what is traded ────────────────────────────────────────────────────────────────
-
-
-def _check_lines(known: Portfolio, said: _Said, as_of: int, lines: Sequence[Line]) -> None:
-    """Hold the lines of a run to the weights and to the policy."""
-    target, current, policy = known.target, said.current, known.rules
-    names = sorted(target.keys() | current.keys())
-    if sorted(line.asset for line in lines) != names:
-        raise Wrong("its lines are not one for each asset")
-    for line in lines:
-        weights = (current.get(line.asset, 0), target.get(line.asset, 0))
-        if (line.before, line.target) != weights:
-            raise Wrong(
-                f"{line.asset} is told to be {line.before} of {line.target}, it is {weights}"
-            )
-    if sum(line.change for line in lines):
-        raise Wrong("what is sold is not what is bought")
-    order = [
-        (2, 0, line.asset)
-        if not line.change
-        else (line.change > 0, -abs(line.before - line.target), line.asset)
-        for line in lines
-    ]
-    if order != sorted(order):
-        raise Wrong("its lines are not in order")
-    since = known.traded_at or known.created_at
-    has_trigger = (
-        policy.score is not None
-        or bool(policy.calendar)
-        or any(
-            policy.width(line.asset, line.target) is not None
-            for line in lines
-            if line.asset not in policy.locked
-        )
-    )
-    cash = abs(current.get(policy.cash, 0) - target.get(policy.cash, 0))
-    for line in lines:
-        _check_line(line, policy, as_of, since, has_trigger=has_trigger, cash=cash)
-    sold = -sum(line.change for line in lines if line.change < 0)
-    if policy.turnover_max is not None and sold > policy.turnover_max:
-        raise Wrong(f"{sold} is sold, at most {policy.turnover_max} may be")
-    drifts = {line.asset: line.before - line.target for line in lines}
-    right = _reckoned(target, drifts, policy, as_of, since)
-    for line in lines:
-        if line.change != right.get(line.asset, 0):
-            raise Wrong(
-                f"{line.change} of {line.asset} is traded, due is {right.get(line.asset, 0)}"
-            )
-
-
-def _check_line(
-    line: Line, policy: Policy, as_of: int, since: int, *, has_trigger: bool, cash: int
-) -> None:
-    """Hold a line to what is allowed for its asset, and its rule to what it says."""
-    drift, change, asset = line.before - line.target, line.change, line.asset
-    width = policy.width(asset, line.target)
-    if change and (change * drift >= 0 or abs(change) > abs(drift)):
-        raise Wrong(f"{asset} is moved by {change}, though it is off its target by {drift}")
-    if change and asset in policy.locked:
-        raise Wrong(f"{asset} is traded, though it is locked")
-    if change < 0 and policy.is_buy_only and asset != policy.cash:
-        raise Wrong(f"{asset} is sold, though nothing but cash may be")
-    if change and abs(change) < policy.minimum_trade:
-        raise Wrong(f"{asset} is traded below the minimum")
-    is_possible = {
-        "drift": not has_trigger,
-        "band": width is not None and abs(drift) >= width,
-        "score": policy.score is not None,
-        "calendar": bool(policy.calendar) and _period_begins(policy.calendar, as_of) > since,
-        "cash_flow": policy.is_cash_first,
-        "on_target": not drift,
-        "in_band": width is not None and abs(drift) <= width,
-        "locked": asset in policy.locked,
-        "buy_only": policy.is_buy_only and drift > 0 and asset != policy.cash,
-        "below_minimum": abs(drift) < policy.minimum_trade,
-    }
-    is_told_right = (line.rule in _TRADED) == bool(change) and is_possible.get(line.rule, True)
-    if not is_told_right or (not drift) != (line.rule == "on_target"):
-        raise Wrong(f"{asset} is told to be {line.rule!r}, which it is not")
-    limits = {
-        "band": width,
-        "in_band": width,
-        "with_others": width,
-        "score": policy.score,
-        "not_due": policy.score,
-        "below_minimum": policy.minimum_trade,
-        "cash_flow": cash,
-    }
-    if line.limit != (limits.get(line.rule) or 0):
-        raise Wrong(f"{asset} is told to be {line.rule!r} by a bound of {line.limit}")
-
-
-def _reckoned(
-    target: Weights, drifts: dict[str, int], policy: Policy, as_of: int, since: int
-) -> dict[str, int]:
-    """Return what is to be traded of each asset: first what cash gives or needs, then what is due."""
-    if policy == _NO_POLICY:
-        return Counter({name: -drift for name, drift in drifts.items()})
-    drifts = dict(drifts)
-    room = sum(drift for drift in drifts.values() if drift > 0)
-    if policy.turnover_max is not None:
-        room = min(room, policy.turnover_max)
-    changes: Counter[str] = Counter()
-    free = {name: drift for name, drift in drifts.items() if name not in policy.locked}
-    surplus = free.get(policy.cash, 0)
-    if policy.is_cash_first and surplus and not (policy.is_buy_only and surplus < 0):
-        cash = {policy.cash: surplus}
-        others = {name: drift for name, drift in free.items() if drift * surplus < 0}
-        changes = _exchanged(cash | others, cash, room, policy.minimum_trade)
-        room -= sum(amount for amount in changes.values() if amount > 0)
-        drifts = {name: drift + changes[name] for name, drift in drifts.items()}
-        free = {name: drifts[name] for name in free}
-    if _is_due(policy, target, drifts, as_of, since):
-        if policy.is_buy_only:
-            free = {name: at for name, at in free.items() if at < 0 or name == policy.cash}
-        wants = dict(free)
-        if policy.trade_to == "band":
-            for name, drift in free.items():
-                width = policy.width(name, target.get(name, 0)) or 0
-                wants[name] = max(0, drift - width) if drift > 0 else min(0, drift + width)
-        changes.update(_exchanged(free, wants, room, policy.minimum_trade))
-    return changes
-
-
-def _exchanged(
-    most: Mapping[str, int], wants: Mapping[str, int], room: int, minimum: int
-) -> Counter[str]:
-    """Return what is sold of those with a drift above zero, and bought of the others.
-
-    After each exchange what is left is exchanged likewise, until nothing can be.
-    """
-    changes: Counter[str] = Counter()
-    while step := _exchanged_once(most, wants, room, minimum):
-        changes.update(step)
-        if not minimum:
-            break
-        room -= sum(amount for amount in step.values() if amount > 0)
-        most = {name: drift + step[name] for name, drift in most.items()}
-        wants = {name: max(0, abs(want) - abs(step[name])) for name, want in wants.items()}
-    return changes
-
-
-def _exchanged_once(
-    most: Mapping[str, int], wants: Mapping[str, int], room: int, minimum: int
-) -> Counter[str]:
-    """Return an exchange: the side that wants more decides, the other meets it as far as it can.
-
-    Of shares below the minimum the smallest is left out, and all is reckoned again.
-    """
-    left = {name: drift for name, drift in most.items() if drift}
-    while True:
-        sides = [
-            {name: abs(drift) for name, drift in left.items() if (drift > 0) is is_over}
-            for is_over in (True, False)
-        ]
-        wanted = [{name: abs(wants.get(name, 0)) for name in side} for side in sides]
-        total = min(
-            room,
-            max(sum(side.values()) for side in wanted),
-            *(sum(side.values()) for side in sides),
-        )
-        if total <= 0:
-            return Counter()
-        shares: dict[str, int] = {}
-        for side, want in zip(sides, wanted, strict=True):
-            asked = sum(want.values())
-            if asked >= total:
-                shares |= _apportioned(want, total)
-            else:
-                more = _apportioned({n: side[n] - want[n] for n in side}, total - asked)
-                shares |= {name: want[name] + more[name] for name in side}
-        small = [(share, name) for name, share in shares.items() if 0 < share < minimum]
-        if not small:
-            signs = {name: -1 if left[name] > 0 else 1 for name in shares}
-            return Counter({name: signs[name] * share for name, share in shares.items() if share})
-        del left[min(small)[1]]
-
-
-def _is_due(
-    policy: Policy, target: Weights, drifts: Mapping[str, int], as_of: int, since: int
-) -> bool:
-    """Whether what the policy waits for has come."""
-    if not any(drifts.values()):
-        return False
-    met = []
-    free = [name for name in drifts if name not in policy.locked]
-    widths = {name: policy.width(name, target.get(name, 0)) for name in free}
-    bands = {name: width for name, width in widths.items() if width is not None}
-    if bands:
-        met.append(any(drifts[name] and abs(drifts[name]) >= bands[name] for name in bands))
-    if policy.score is not None:
-        met.append(sum(map(abs, drifts.values())) >= 2 * policy.score)
-    if policy.calendar:
-        met.append(_period_begins(policy.calendar, as_of) > since)
-    return not met or (all(met) if policy.when == "all" else any(met))
-
-
-def _period_begins(calendar: str, moment: int) -> int:
-    """Return when the calendar's period of a moment begins, in microseconds; counted year by year."""
-    day = moment // _DAY
-    if calendar == "weekly":
-        return (day - (day + 3) % 7) * _DAY  # 1 January 1970 was a Thursday
-    if calendar == "daily":
-        return day * _DAY
-    year, begins = 1970, 0
-    while begins + 365 + _is_leap(year) <= day:
-        begins += 365 + _is_leap(year)
-        year += 1
-    lengths = [31, 28 + _is_leap(year), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
-    months = {"monthly": 1, "quarterly": 3, "yearly": 12}[calendar]
-    for first in range(0, 12, months):
-        after = begins + sum(lengths[first : first + months])
-        if day < after:
-            break
-        begins = after
-    return begins * _DAY
-
-
-def _is_leap(year: int) -> bool:
-    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-
-
-# ── amounts and lots ──────────────────────────────────────────────────────────────
-
-
-def _check_orders(said: _Said, lines: Sequence[Line], book: Book) -> None:
-    """Hold amounts and quantities to the value and the prices that were told."""
-    trades = [line for line in lines if line.change] if said.value else []
-    if any(line.amount or line.quantity for line in lines if line not in trades):
-        raise Wrong("there is an amount where none was told of")
-    if not trades:
-        return
-    scale = book.assets[said.currency].scale
-    value = _exact(said.value) * 10**scale
-    bought = sum(line.change for line in trades if line.change > 0)
-    total = value.numerator // value.denominator * bought // WHOLE
-    sums = {True: 0, False: 0}
-    paid = {True: Fraction(0), False: Fraction(0)}
-    for line in trades:
-        is_sale, exact = line.change < 0, _exact(line.amount) * 10**scale
-        if exact.denominator != 1 or format_amount(exact.numerator, scale) != line.amount:
-            raise Wrong(f"{line.amount} of {line.asset} is no amount of {said.currency}")
-        amount = exact.numerator
-        if abs(amount - Fraction(total * abs(line.change), bought)) >= 1:
-            raise Wrong(f"{line.amount} of {line.asset} is not its share of what changes hands")
-        sums[is_sale] += amount
-        worth = _check_quantity(line, Fraction(amount, 10**scale), said.holdings.get(line.asset))
-        if worth is not None or is_sale:
-            paid[is_sale] += Fraction(amount, 10**scale) if worth is None else worth
-    if sums != {True: total, False: total}:
-        raise Wrong("the amounts of what is sold and bought are not equal")
-    if paid[False] > paid[True]:
-        raise Wrong("what is bought costs more than what is sold brings")
-
-
-def _check_quantity(line: Line, amount: Fraction, holding: Holding | None) -> Fraction | None:
-    """Hold a quantity to whole lots, and return what it is worth; None where there is no price."""
-    if holding is None or not holding.price:
-        if line.quantity:
-            raise Wrong(f"there is a quantity of {line.asset}, which has no price")
-        return None
-    quantity, price = _exact(line.quantity), _exact(holding.price)
-    lot = _exact(holding.lot) if holding.lot else Fraction(1, 10**8)
-    held = _exact(holding.quantity) if holding.quantity and line.change < 0 else None
-    if (quantity / lot).denominator != 1 or quantity * price > amount:
-        raise Wrong(f"{line.quantity} of {line.asset} is no quantity for {line.amount}")
-    if held is not None and quantity > held:
-        raise Wrong(f"{line.quantity} of {line.asset} is sold, {holding.quantity} is there")
-    if line.change < 0:
-        possible = amount / price if held is None else min(amount / price, held)
-        if quantity + lot <= possible:
-            raise Wrong(f"less of {line.asset} is sold than could be")
-    return quantity * price
-
-
-# ── money ─────────────────────────────────────────────────────────────────────────
-
-
-def _legs(user: str, fill: Fill, name: str, is_sale: bool, book: Book) -> list[Transfer]:  # noqa: FBT001
-    """Return what an executed transaction moves: what the user gives first."""
-    quantity = to_units(fill.quantity, book.assets[name].scale)
-    amount = to_units(fill.amount, book.assets[fill.currency].scale)
-    asset, cash = user_account(user, name), user_account(user, fill.currency)
-    venue, till = f"{VENUE}:{name}", f"{VENUE}:{fill.currency}"
-    if is_sale:
-        return [Transfer(asset, venue, quantity), Transfer(till, cash, amount)]
-    return [Transfer(cash, till, amount), Transfer(venue, asset, quantity)]
-
-
-def _check_money(
-    transfers: Sequence[Transfer], due: Sequence[Transfer], holder: str, book: Book
-) -> None:
-    """Compare what moved with what had to, in order; what was missing is owed, and then paid back."""
-    given: list[Transfer] = []
-    credited = {leg.credit_account for leg in due}
-    owing = owed_account("")
-    for transfer in transfers:
-        debit, is_owed = transfer.debit_account, transfer.debit_account.startswith(owing)
-        if is_owed:
-            debit = debit.removeprefix(owing)
-            account = book.accounts[debit]
-            can_pay = account.available > (account.floor or 0) and debit not in credited
-            if can_pay and not account.is_closed:
-                raise Wrong(f"{debit} owes what it could pay")
-        before = given[-1] if given else None
-        if (
-            is_owed
-            and before is not None
-            and (before.debit_account, before.credit_account) == (debit, transfer.credit_account)
-            and before.amount < due[len(given) - 1].amount
-        ):
-            given[-1] = Transfer(debit, transfer.credit_account, before.amount + transfer.amount)
-        elif len(given) < len(due):
-            given.append(Transfer(debit, transfer.credit_account, transfer.amount))
-        elif (
-            transfer.credit_account != owed_account(debit)
-            or is_owed
-            or not debit.startswith(f"{holder}:")
-            or debit not in credited
-        ):
-            raise Wrong(f"it moves {debit} to {transfer.credit_account}, which was not executed")
-    if given != list(due):
-        told = "; ".join(f"{one.debit_account} to {one.credit_account}" for one in given)
-        raise Wrong(f"it moves {told or 'nothing'}, which is not what was executed")
 
 
 _CODES = frozenset(reason.code for reason in Reason)
