@@ -7,14 +7,8 @@ import pytest
 
 from pennyweight.delivery.http import portfolios
 from pennyweight.delivery.http.wire import Unreadable
-from pennyweight.delivery.portfolios import (
-    policy_in,
-    reason_of,
-    rebalance_of,
-    show_policy,
-    shown_transactions,
-    update_in,
-)
+from pennyweight.delivery.portfolios import policy_in, rebalance_of, update_in
+from pennyweight.delivery.portfolios_shown import reason_of, show_policy, shown_transactions
 from pennyweight.ledger.refusals import Refused
 from pennyweight.products.portfolios.rebalance import Rebalance
 from pennyweight.products.portfolios.shared import (

@@ -7,29 +7,15 @@ import msgspec
 import pytest
 
 from pennyweight.delivery.http.wire import decoder
-from pennyweight.delivery.portfolios import (
-    PolicyBody,
-    policy_of,
-    shown_transactions,
-    update_in,
-)
+from pennyweight.delivery.portfolios import PolicyBody, policy_of, update_in
+from pennyweight.delivery.portfolios_shown import shown_transactions
 from pennyweight.engine.receipts import Receipt
 from pennyweight.ledger.commands import Command
 from pennyweight.products.portfolios.execute import ExecuteTransactions, Fill
 from pennyweight.products.portfolios.setup import CreatePortfolio, SetPolicy
-from pennyweight.products.portfolios.shared import (
-    EXECUTION,
-    PORTFOLIO,
-    RunAnswer,
-    read_portfolio,
-)
+from pennyweight.products.portfolios.shared import EXECUTION, PORTFOLIO, RunAnswer, read_portfolio
 from pennyweight.simulators.policysim import past_of, real
-from pennyweight.simulators.portfolios_demo import (
-    NO_ANSWER,
-    PROFILES,
-    Market,
-    PortfoliosDemo,
-)
+from pennyweight.simulators.portfolios_demo import NO_ANSWER, PROFILES, Market, PortfoliosDemo
 from scenarios import Stage
 from waiting import wait_for
 

@@ -17,11 +17,7 @@ from pennyweight.ledger.commands import Command
 from pennyweight.ledger.letters import DeadLetter, Message, check_open
 from pennyweight.ledger.refusals import Refused
 from pennyweight.products import portfolios, withdrawals
-from pennyweight.products.portfolios.letters import (
-    CloseUpdateLetter,
-    ReplayUpdate,
-    SetAsideUpdate,
-)
+from pennyweight.products.portfolios.letters import CloseUpdateLetter, ReplayUpdate, SetAsideUpdate
 from pennyweight.products.withdrawals.settle import CloseLetter, ReplaySettlement, SetAside
 
 RESERVED_PREFIXES = (KEY_PREFIX, *KEY_PREFIXES)

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from pennyweight.delivery.http.wire import rfc3339
-from pennyweight.delivery.portfolios import (
+from pennyweight.delivery.portfolios_shown import (
     State,
     TransactionShown,
     number,
@@ -519,10 +519,7 @@ def _template(**properties: Any) -> dict[str, Any]:
     """Return how an index is made: what is not listed is kept in the source, and not searched."""
     return {
         "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1"}},
-        "mappings": {
-            "dynamic": False,
-            "properties": {"sequence": _LONG, **properties},
-        },
+        "mappings": {"dynamic": False, "properties": {"sequence": _LONG, **properties}},
     }
 
 

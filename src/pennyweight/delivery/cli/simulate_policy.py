@@ -26,12 +26,7 @@ from pennyweight.delivery.portfolios import policy_in
 from pennyweight.ledger.entries import CorruptEntry
 from pennyweight.ledger.money import canonical, parse
 from pennyweight.ledger.refusals import Refused
-from pennyweight.products.portfolios.shared import (
-    TARGET_TOLERANCE,
-    Policy,
-    Weights,
-    weights_of,
-)
+from pennyweight.products.portfolios.shared import TARGET_TOLERANCE, Policy, Weights, weights_of
 from pennyweight.simulators.drawing import CURVES_MAX
 from pennyweight.simulators.policysim import (
     REAL,

@@ -72,21 +72,23 @@ from pennyweight.delivery.http.withdrawals_shapes import Carried
 from pennyweight.delivery.portfolios import (
     UNSET,
     Incomplete,
-    PortfolioShown,
     PostedUpdate,
-    TransactionShown,
     by_name,
     check_key,
-    numbers,
     one_of,
     policy_of,
-    proposed,
     read_weights,
+    update_of,
+    user_in,
+)
+from pennyweight.delivery.portfolios_shown import (
+    PortfolioShown,
+    TransactionShown,
+    numbers,
+    proposed,
     shown_plan,
     shown_transactions,
     told_again,
-    update_of,
-    user_in,
 )
 from pennyweight.engine.engine import Submission
 from pennyweight.engine.overlay import Standing
@@ -260,9 +262,7 @@ def _previewer(clock: Callable[[], int]) -> Callable[[Request, Store, Standing],
         if answer.result == "outdated":
             return _outdated(answer)
         shown = PreviewShown(
-            result=answer.result,
-            transactions=shown_plan(answer),
-            **figures_of(answer),
+            result=answer.result, transactions=shown_plan(answer), **figures_of(answer)
         )
         return Reply(200, encode(shown))
 
@@ -319,8 +319,7 @@ def _told_fills(bodies: list[FillBody], answer: RunAnswer) -> tuple[Fill, ...]:
         place = transaction_of(body.id)
         if place is None or place[0] != answer.run:
             not_found(
-                "transaction_not_found",
-                f"run {answer.run} has no transaction {body.id[:80]!r}",
+                "transaction_not_found", f"run {answer.run} has no transaction {body.id[:80]!r}"
             )
         if place[1] in fills:
             raise Incomplete(f"transaction {body.id} is there twice")
@@ -371,11 +370,7 @@ _NAMES = (
 
 def routes(*, clock: Callable[[], int] = wall_clock) -> list[Route]:
     """Return the routes of the portfolios face; `clock` is for what a preview would answer."""
-    return [
-        *_portfolio_routes(),
-        *_update_routes(clock),
-        *_run_routes(),
-    ]
+    return [*_portfolio_routes(), *_update_routes(clock), *_run_routes()]
 
 
 def _command(

@@ -6,18 +6,14 @@ import msgspec
 
 from pennyweight.delivery.http.wire import Amount, Moment, decoder
 from pennyweight.delivery.http.withdrawals_shapes import Carried
-from pennyweight.delivery.portfolios import (
-    UNSET,
+from pennyweight.delivery.portfolios import UNSET, PolicyBody, PostedUpdate, Unset, UserNamed
+from pennyweight.delivery.portfolios_shown import (
     Percent,
-    PolicyBody,
     PolicyShown,
     PortfolioShown,
-    PostedUpdate,
     Status,
     TransactionShown,
-    Unset,
     UntradedShown,
-    UserNamed,
 )
 from pennyweight.products.portfolios.queue import State
 

@@ -26,7 +26,7 @@ from pennyweight.delivery.http.wire import (
     page,
     rfc3339,
 )
-from pennyweight.delivery.portfolios import (
+from pennyweight.delivery.portfolios_shown import (
     PROPOSED,
     SUPERSEDED,
     State,
@@ -167,9 +167,7 @@ def list_policies(request: Request, store: Store, _: Standing) -> Reply:
     found: list[PolicyVersion] = [record.read(PolicyVersion) for record in records]
     shown = [
         PolicyVersionShown(
-            one.version,
-            rfc3339(one.since),
-            None if one.policy is None else show_policy(one.policy),
+            one.version, rfc3339(one.since), None if one.policy is None else show_policy(one.policy)
         )
         for one in found[:limit]
     ]
