@@ -10,7 +10,8 @@ import pytest
 from pennyweight.agents import agent as agent_module
 from pennyweight.agents import exporter as exporter_module
 from pennyweight.agents import following as following_module
-from pennyweight.agents.exporter import LACKS, Exporter, Headers
+from pennyweight.agents.exporter import LACKS, Exporter
+from pennyweight.agents.following import BatchHeaders
 from pennyweight.delivery.search import INDICES, Documents
 from pennyweight.engine.engine import MoveCursor, Submission
 from pennyweight.engine.port import BatchHeader, Head
@@ -512,6 +513,6 @@ def test_cursor_moved_by_another_exporter(rig: Rig, monkeypatch: pytest.MonkeyPa
 
 def test_headers_are_those_of_the_batches(rig: Rig) -> None:
     last = rig.open(*range(30))
-    headers = Headers(rig.store)
+    headers = BatchHeaders(rig.store)
     for sequence in [*range(1, last + 1), 3, 4, last, 1, 2]:
         assert headers.of(sequence) == rig.store.batch_at(sequence=sequence)

@@ -14,7 +14,6 @@ nothing: the book was restored from a backup, and what is there must be made ane
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -22,8 +21,8 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from pennyweight.agents.following import IDLE_SECONDS, BookBehind, Following
-from pennyweight.engine.port import BatchHeader, Committed, StoreError
+from pennyweight.agents.following import IDLE_SECONDS, BatchHeaders, BookBehind, Following
+from pennyweight.engine.port import BatchHeader, StoreError
 from pennyweight.ledger.entries import CorruptEntry
 from pennyweight.links.errors import LinkError
 from pennyweight.links.search import (
@@ -60,7 +59,6 @@ LACKS = "lacks_until"
 LOOK_SECONDS = 30.0
 """How often the indices are looked at; so it is also noticed that an engine is away while nothing is sent."""
 
-HEADERS = 256
 LOGGED_MAX = 10
 """Rejected documents of one bulk that are logged one by one."""
 
@@ -216,40 +214,8 @@ def bulks_of(
         yield bulk
 
 
-class Headers:
-    """Finds the header of each entry of a journal that is read in order, many at a time."""
-
-    def __init__(self, store: Committed) -> None:
-        """Nothing is read yet."""
-        self._store = store
-        self._header: BatchHeader | None = None
-        self._next: deque[BatchHeader] = deque()
-
-    def of(self, sequence: int) -> BatchHeader:
-        """Return the header of the batch that holds an entry. Raises CorruptEntry, StoreError."""
-        header = self._header
-        if header is not None:
-            if 0 <= sequence - header.first_sequence < header.count:
-                return header
-            if sequence == header.first_sequence + header.count:
-                header = self._following(header)
-        if header is None or not 0 <= sequence - header.first_sequence < header.count:
-            self._next.clear()
-            header = self._store.batch_at(sequence=sequence)
-        if header is None:
-            raise CorruptEntry(f"entry {sequence} is in no batch")
-        self._header = header
-        return header
-
-    def _following(self, header: BatchHeader) -> BatchHeader | None:
-        if not self._next:
-            rows = self._store.batches(header.first_sequence, HEADERS)
-            self._next.extend(header for header, _ in rows)
-        return self._next.popleft() if self._next else None
-
-
 def documents_of(
-    make: Make, headers: Headers, counts: Counts, entries: Iterable[tuple[int, bytes]]
+    make: Make, headers: BatchHeaders, counts: Counts, entries: Iterable[tuple[int, bytes]]
 ) -> Iterator[Document]:
     """Yield the documents of entries. One that none can be made of must not stop all others.
 
@@ -365,13 +331,13 @@ class Exporter(Following):
             link.close()
 
     def _follow(self, link: Link, courier: Courier, flight: _Flight) -> None:
-        headers = Headers(self._book.store)
+        headers = BatchHeaders(self._book.store)
         while not self._is_over.is_set():
             self._turn(link, headers, courier, flight)
         self._land(flight)
         self._move_at_last()
 
-    def _turn(self, link: Link, headers: Headers, courier: Courier, flight: _Flight) -> None:
+    def _turn(self, link: Link, headers: BatchHeaders, courier: Courier, flight: _Flight) -> None:
         """Send a page, or wait a moment for one."""
         if self._is_elsewhere:
             self._is_elsewhere = False
@@ -411,7 +377,7 @@ class Exporter(Following):
 
     # ── a page ────────────────────────────────────────────────────────────────────
 
-    def _send_page(self, headers: Headers, courier: Courier, flight: _Flight) -> None:
+    def _send_page(self, headers: BatchHeaders, courier: Courier, flight: _Flight) -> None:
         """Make documents of the next entries, and send them in bulks. Raises LinkError, _Held."""
         entries = self._book.store.entries(self._read_until, self._entries_max)
         if not entries:

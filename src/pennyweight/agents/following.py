@@ -8,11 +8,13 @@ sent long ago does not come again when a process goes on that stood still.
 """
 
 import time
+from collections import deque
 
 from pennyweight.agents.agent import Persistent
 from pennyweight.engine.engine import Lane, MoveCursor, QueueFull, Submission
-from pennyweight.engine.port import StoreError
+from pennyweight.engine.port import BatchHeader, Committed, StoreError
 from pennyweight.engine.receipts import Outcome, Refusal
+from pennyweight.ledger.entries import CorruptEntry
 from pennyweight.links.errors import ExtraMissing, LinkError
 from pennyweight.runtime.driver import ThreadedBook, Unavailable
 
@@ -23,9 +25,44 @@ MOVE_ENTRIES = 10_000
 
 LAST_MOVE_SECONDS = 1.0
 
+HEADERS = 256
+"""Headers of batches that are read at a time."""
+
 
 class BookBehind(Exception):
     """The outside has what the book does not: it was restored, and something must be done."""
+
+
+class BatchHeaders:
+    """Finds the header of each entry of a journal that is read in order, many at a time."""
+
+    def __init__(self, store: Committed) -> None:
+        """Nothing is read yet."""
+        self._store = store
+        self._header: BatchHeader | None = None
+        self._next: deque[BatchHeader] = deque()
+
+    def of(self, sequence: int) -> BatchHeader:
+        """Return the header of the batch that holds an entry. Raises CorruptEntry, StoreError."""
+        header = self._header
+        if header is not None:
+            if 0 <= sequence - header.first_sequence < header.count:
+                return header
+            if sequence == header.first_sequence + header.count:
+                header = self._following(header)
+        if header is None or not 0 <= sequence - header.first_sequence < header.count:
+            self._next.clear()
+            header = self._store.batch_at(sequence=sequence)
+        if header is None:
+            raise CorruptEntry(f"entry {sequence} is in no batch")
+        self._header = header
+        return header
+
+    def _following(self, header: BatchHeader) -> BatchHeader | None:
+        if not self._next:
+            rows = self._store.batches(header.first_sequence, HEADERS)
+            self._next.extend(header for header, _ in rows)
+        return self._next.popleft() if self._next else None
 
 
 class Following(Persistent):

@@ -17,9 +17,8 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from pennyweight.agents.following import IDLE_SECONDS, BookBehind, Following
-from pennyweight.engine.port import BatchHeader
-from pennyweight.ledger.entries import CorruptEntry, decode_events
+from pennyweight.agents.following import IDLE_SECONDS, BatchHeaders, BookBehind, Following
+from pennyweight.ledger.entries import decode_events
 from pennyweight.links.errors import LinkError
 from pennyweight.runtime.driver import ThreadedBook
 
@@ -160,7 +159,7 @@ class Relay(Following):
         self._products = tuple(products)
         self._producer: Sender | None = None
         self._is_checked = False
-        self._header: BatchHeader | None = None
+        self._headers = BatchHeaders(book.store)
 
     # ── for anybody ───────────────────────────────────────────────────────────────
 
@@ -269,22 +268,12 @@ class Relay(Following):
             route = self._routes.get(event.name)
             if route is None:
                 continue
-            header = self._header_of(sequence)
+            header = self._headers.of(sequence)
             event_id = f"{header.incarnation}.{sequence}.{position}"
             at = _EPOCH + timedelta(microseconds=header.committed_at)
             outgoing = route(Happening(event_id, event.name, at, event.body))
             if outgoing is not None:
                 yield outgoing, event_id
-
-    def _header_of(self, sequence: int) -> BatchHeader:
-        """Return the header of the batch that holds an entry; the last one is kept."""
-        header = self._header
-        if header is None or not 0 <= sequence - header.first_sequence < header.count:
-            header = self._book.store.batch_at(sequence=sequence)
-            if header is None:
-                raise CorruptEntry(f"entry {sequence} is in no batch")
-            self._header = header
-        return header
 
 
 def _send(producer: Sender, outgoing: Outgoing, event_id: str) -> None:

@@ -160,7 +160,8 @@ class _Reindexing:
         documents_max: int,
     ) -> None:
         """Nothing is done yet."""
-        from pennyweight.agents.exporter import Counts, Courier, Headers  # noqa: PLC0415 - as above
+        from pennyweight.agents.exporter import Counts, Courier  # noqa: PLC0415 - as above
+        from pennyweight.agents.following import BatchHeaders  # noqa: PLC0415 - as above
         from pennyweight.delivery.search import Documents  # noqa: PLC0415 - as above
 
         self._book = book
@@ -169,7 +170,7 @@ class _Reindexing:
         self._stop = stop
         self._documents_max = documents_max
         self._counts: Counts = Counts()
-        self._headers = Headers(book)
+        self._headers = BatchHeaders(book)
         self._scales: dict[str, int] = {}
         self._make = Documents(self._scale_of, book.entry, names)
         self._into: dict[str, str] = {}
