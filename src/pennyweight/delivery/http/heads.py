@@ -26,15 +26,11 @@ class Heads:
             self._default_headers = default_headers
             self._known.clear()
         known = self._known.get((reply.status, reply.content_type, reply.headers))
-        head, is_closing = known or self._head(reply, default_headers)
+        head, is_told = known or self._head(reply, default_headers)
         body = reply.body
-        if is_last and not is_closing:
+        if is_last and not is_told:
             return b"%b%d\r\nconnection: close\r\n\r\n%b" % (head, len(body), body)
         return b"%b%d\r\n\r\n%b" % (head, len(body), body)
-
-    def is_closing(self, reply: Reply, default_headers: DefaultHeaders) -> bool:
-        """Whether the reply itself says that the connection closes."""
-        return self._head(reply, default_headers)[1]
 
     def _head(self, reply: Reply, default_headers: DefaultHeaders) -> tuple[bytes, bool]:
         """Return the head up to the value of content-length, and whether it says close."""
@@ -47,16 +43,21 @@ class Heads:
         return known
 
 
+def is_closing(reply: Reply) -> bool:
+    """Whether a reply itself says that the connection closes."""
+    return any(
+        name.lower() == "connection" and value.lower() == "close" for name, value in reply.headers
+    )
+
+
 def _make(reply: Reply, default_headers: DefaultHeaders) -> tuple[bytes, bool]:
     lines = [STATUS_LINE[reply.status]]
     for line in default_headers:
         lines += [line[0], b": ", line[1], b"\r\n"]
-    is_closing = False
     for name, value in (("content-type", reply.content_type), *reply.headers):
         text = value.encode("latin-1")
         if HEADER_VALUE_RE.search(text):
             raise ValueError(f"the header {name} cannot be written")
         lines += [name.lower().encode("latin-1"), b": ", text, b"\r\n"]
-        is_closing = is_closing or (name.lower() == "connection" and value.lower() == "close")
     lines.append(b"content-length: ")
-    return b"".join(lines), is_closing
+    return b"".join(lines), is_closing(reply)

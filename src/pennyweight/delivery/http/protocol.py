@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pennyweight.delivery.http.app import GONE, headers_of, too_large
 from pennyweight.delivery.http.desk import Desk
-from pennyweight.delivery.http.heads import Heads
+from pennyweight.delivery.http.heads import Heads, is_closing
 from pennyweight.delivery.http.routes import CommandRoute, Reply, Request
 from pennyweight.delivery.http.wire import problem
 from pennyweight.engine.engine import Submission
@@ -372,7 +372,7 @@ class ShortWay(HttpToolsProtocol):
         default_headers = self.server_state.default_headers
         is_last = not exchange.keep_alive
         self.transport.write(self.heads.message(reply, default_headers, is_last=is_last))
-        if is_last or (reply.headers and self.heads.is_closing(reply, default_headers)):
+        if is_last or (reply.headers and is_closing(reply)):
             exchange.keep_alive = False
             self.transport.close()
         if self.pipeline or self.flow.read_paused:
