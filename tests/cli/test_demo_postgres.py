@@ -72,7 +72,7 @@ def test_killed_owner_is_followed_and_comes_back(tmp_path, monkeypatch):
         owners = [row for row in rows if "owns the book" in row[3]]
         assert len(owners) == 1
         asked = commands(welcome, "curl")
-        assert len(asked) == 7
+        assert len(asked) == 9
         assert curl(asked[0])["Amount"] == "1000"
 
         assert commands(welcome, "kill") == [f"kill -9 {owners[0][2]}"]
@@ -84,7 +84,7 @@ def test_killed_owner_is_followed_and_comes_back(tmp_path, monkeypatch):
         assert [curl(asked[0])["Amount"] for _ in rows] == ["987.5"] * 3  # each instance in turn
         counted = read_until(process, "requests")
         read_until(process, r"[1-9]\d* active")  # prices have reached the new owner
-        assert [row["quantity"] for row in curl(asked[6])["best"]] in ([], [1, 10, 50, 100])
+        assert [row["quantity"] for row in curl(asked[8])["best"]] in ([], [1, 10, 50, 100])
 
         words = shlex.split(commands(welcome, "pennyweight serve")[0])
         told = dict(re.findall(r"^  ([A-Z_]+)=(\S+) \\$", welcome, re.MULTILINE))
