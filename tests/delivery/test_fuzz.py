@@ -95,7 +95,7 @@ def test_other_faces(case: schemathesis.Case, served: Served) -> None:
 
 @pytest.mark.heavy
 @SCHEMA.parametrize()
-@fuzz(250)
+@fuzz(120)
 def test_all_faces_longer(case: schemathesis.Case, served: Served) -> None:
     case.call_and_validate(base_url=served.server.address, checks=[not_a_server_error])
 

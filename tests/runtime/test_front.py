@@ -194,14 +194,10 @@ MORE_SCENARIOS = [
     "tests/ledger/test_refusals.py",
     "tests/ledger/test_owed.py",
     "tests/products/test_loans.py",
-    "tests/products/test_payments_law.py",
     "tests/products/test_portfolios.py",
     "tests/products/test_portfolios_letters.py",
-    "tests/products/test_portfolios_policies.py",
-    "tests/products/test_wallet_law.py",
     "tests/products/test_withdrawals_controls.py",
     "tests/products/test_withdrawals_events.py",
-    "tests/products/test_withdrawals_law.py",
     "tests/products/test_withdrawals_letters.py",
 ]
 UNWRITABLE = "ud800 or test_letter_that_is_not_there or test_loan_id_that_no_json_can_carry"

@@ -17,7 +17,6 @@ MORE_SCENARIOS = [
     "tests/products/test_loans.py",
     "tests/products/test_payments.py",
     "tests/products/test_portfolios.py",
-    "tests/products/test_portfolios_policies.py",
 ]
 STILL_MORE_SCENARIOS = [
     "tests/products/test_withdrawals.py",
