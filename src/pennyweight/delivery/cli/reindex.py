@@ -193,12 +193,11 @@ class _Reindexing:
             self._bring(head, tell)
             for place in self._into.values():
                 self._link.refresh(place)
+                # Whoever finds it so knows that this process has not come to its end.
+                self._link.put_meta(place, {LACKS: SEQUENCE_MAX})
         except BaseException:
             self._undo()
             raise
-        for place in self._into.values():
-            # Whoever finds it so knows that this process has not come to its end.
-            self._link.put_meta(place, {LACKS: SEQUENCE_MAX})
         self._link.switch([(name, before[name], place) for name, place in self._into.items()])
         self.is_switched = True
         # What an exporter put into the old ones up to the switch is of entries up to here.
