@@ -8,8 +8,8 @@ import pytest
 
 from pennyweight.assemble import open_inline, open_reader
 from pennyweight.config import Config
-from pennyweight.delivery import cli as cli_module
 from pennyweight.delivery.search import INDICES, Documents
+from pennyweight.links.errors import LinkError
 from pennyweight.links.search import Search
 from pennyweight.products.general import Transfer
 from pennyweight.runtime.opening import assets_of
@@ -19,11 +19,8 @@ Cli = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
-def verb(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verb, wherever it is registered."""
-    line = ("reindex", "reindex:reindex", "Make search indices anew from the journal.")
-    others = [one for one in cli_module._VERBS if one[0] != "reindex"]
-    monkeypatch.setattr(cli_module, "_VERBS", (*others, line))
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No search engine but the one that a test names."""
     for name in ("ELASTICSEARCH_URL", "PENNYWEIGHT_SEARCH_URL", "PENNYWEIGHT_SEARCH_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -113,6 +110,22 @@ def test_one_that_broke_off_leaves_all_as_it_was(
     assert ran.code == 1
     assert "answers 500" in ran.err
     assert "the old indices are as they were" in ran.err
+    assert set(stub.engine.indices) == {"entries-000001"}
+
+
+def test_one_that_breaks_right_before_the_switch_leaves_all_as_it_was(
+    cli: Cli, book: Path, stub: SearchStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("reindex", "--data", book, "--url", stub.url, "--index", "entries")
+    assert cli(*words).code == 0
+
+    def broken(*_: object) -> None:
+        raise LinkError("it has just gone")
+
+    monkeypatch.setattr(Search, "put_meta", broken)
+    ran = cli(*words)
+    assert ran.code == 1
+    assert "it has just gone; the old indices are as they were" in ran.err
     assert set(stub.engine.indices) == {"entries-000001"}
 
 
