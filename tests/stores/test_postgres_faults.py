@@ -513,6 +513,22 @@ def test_book_that_is_closed_under_its_writer_lets_go(database: str):
         store.append(batch)
 
 
+def test_line_that_the_library_let_go_of_can_still_be_cut(database: str):
+    with opened(database) as store:
+        store.append(append_of(store.head()))
+        channel = store._writer._channel
+        assert channel is not None
+        channel.cut()
+        with channel._using:  # as under a statement that has not returned yet
+            channel.connection.pgconn.exec_(b"SELECT 1")
+            with pytest.raises(psycopg.OperationalError, match="lost"):
+                _ = channel.connection.pgconn.socket
+            channel.cut()
+            closing = in_thread(channel.close)
+        assert closing() == (None, "")
+        store.append(append_of(store.head(), key="after"))
+
+
 # ── many at once ──────────────────────────────────────────────────────────────────
 
 

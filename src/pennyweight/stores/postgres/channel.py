@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import blake2s
 from select import select
 from weakref import WeakSet
@@ -74,6 +75,8 @@ class Channel:
         self._meter = meter
         self._pgconn: PGconn = connection.pgconn
         self._pgconn.notice_handler = self._noticed
+        self._line = socket.socket(fileno=os.dup(connection.pgconn.socket))
+        """The same line once more: the library lets go of its own, whenever it finds it broken."""
         self._is_prepared = is_prepared
         self._prepared: set[bytes] = set()
         self._closing = threading.Lock()
@@ -89,20 +92,14 @@ class Channel:
             with self._closing:
                 self.is_lost = True
                 self.connection.close()
+                self._line.close()
         finally:
             self._using.release()
 
     def cut(self) -> None:
         """Shut the line down, from another thread: whoever waits on it learns that it is lost."""
-        with self._closing:
-            if self.is_lost:
-                return
-            descriptor = os.dup(self._pgconn.socket)
-        with socket.socket(fileno=descriptor) as line:
-            try:
-                line.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return
+        with self._closing, suppress(OSError):  # closed, or shut down before
+            self._line.shutdown(socket.SHUT_RDWR)
 
     def watch(self) -> None:
         """Something is asked now, on the connection itself; `unwatch` follows."""
