@@ -9,7 +9,8 @@ from prometheus_client.metrics_core import Metric
 
 from pennyweight.agents.exporter import PAGE, Exporter
 from pennyweight.config import Config, ConfigError
-from pennyweight.delivery.search import INDICES, Documents
+from pennyweight.delivery.indices import INDICES
+from pennyweight.delivery.search import Documents
 from pennyweight.links import search
 from pennyweight.links.errors import ExtraMissing
 from pennyweight.links.search import Search

@@ -12,7 +12,8 @@ from pennyweight.agents import exporter as exporter_module
 from pennyweight.agents import following as following_module
 from pennyweight.agents.exporter import LACKS, Exporter
 from pennyweight.agents.following import BatchHeaders
-from pennyweight.delivery.search import INDICES, Documents
+from pennyweight.delivery.indices import INDICES
+from pennyweight.delivery.search import Documents
 from pennyweight.engine.engine import MoveCursor, Submission
 from pennyweight.engine.port import BatchHeader, Head
 from pennyweight.engine.receipts import Receipt

@@ -8,7 +8,8 @@ import pytest
 
 from pennyweight.assemble import open_inline, open_reader
 from pennyweight.config import Config
-from pennyweight.delivery.search import INDICES, Documents
+from pennyweight.delivery.indices import INDICES
+from pennyweight.delivery.search import Documents
 from pennyweight.links.errors import LinkError
 from pennyweight.links.search import Search
 from pennyweight.products.general import Transfer

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pennyweight.delivery.search import INDICES, Documents, id_of
+from pennyweight.delivery.indices import INDICES
+from pennyweight.delivery.search import Documents, id_of
 from pennyweight.engine.engine import MoveCursor, Submission
 from pennyweight.engine.port import Head
 from pennyweight.engine.receipts import Receipt

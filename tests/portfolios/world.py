@@ -15,7 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pennyweight.delivery.search import INDICES, Documents
+from pennyweight.delivery.indices import INDICES
+from pennyweight.delivery.search import Documents
 from pennyweight.engine.engine import Submission
 from pennyweight.engine.port import Store
 from pennyweight.products.portfolios.setup import CreatePortfolio

@@ -14,7 +14,8 @@ from pennyweight.assemble import engine_on, open_store
 from pennyweight.config import Config
 from pennyweight.config import Search as Settings
 from pennyweight.delivery import cli as cli_module
-from pennyweight.delivery.search import INDICES, Documents
+from pennyweight.delivery.indices import INDICES
+from pennyweight.delivery.search import Documents
 from pennyweight.engine.engine import Submission
 from pennyweight.engine.receipts import Receipt
 from pennyweight.ledger.commands import Command

@@ -1,10 +1,11 @@
-"""What can be searched for: documents made of journal entries, and how their indices are mapped. Pure.
+"""What can be searched for: documents made of journal entries. Pure.
 
 Every entry is a document of `entries`, under its sequence; but not one that only moves a
 cursor, of which whoever follows the journal makes more than of anything else. What the book
 keeps of portfolios, rebalance transactions, loans, withdrawals and payments are documents
-under the ids that the faces show. Each carries the sequence of the entry that it was made of
-as its version, so a document never becomes older, in whatever order it is sent.
+under the ids that the faces show; `indices.py` has how each is indexed. Each carries the
+sequence of the entry that it was made of as its version, so a document never becomes older,
+in whatever order it is sent.
 
 Amounts are decimal text, as everywhere; beside it stands a number for ranges (`amount.number`),
 which is a double and rounded. So are percentages once they are indexed. The source of a
@@ -18,6 +19,15 @@ from typing import Any
 import msgspec
 
 from pennyweight.delivery.http.wire import rfc3339
+from pennyweight.delivery.indices import (
+    ENTRIES,
+    INDICES,
+    LOANS,
+    PAYMENTS,
+    PORTFOLIOS,
+    TRANSACTIONS,
+    WITHDRAWALS,
+)
 from pennyweight.delivery.portfolios_shown import (
     State,
     TransactionShown,
@@ -52,13 +62,6 @@ from pennyweight.products.portfolios.shared import (
     transaction_id,
 )
 from pennyweight.products.withdrawals.shared import withdrawal_id_of
-
-ENTRIES = "entries"
-PORTFOLIOS = "portfolios"
-TRANSACTIONS = "rebalance_transactions"
-LOANS = "loans"
-WITHDRAWALS = "withdrawals"
-PAYMENTS = "payments"
 
 MOMENT_MAX = 253_402_300_799_999_999
 """The last microsecond of the year 9999; later ones cannot be written."""
@@ -497,153 +500,3 @@ def _loan_text(units: int) -> str:
 
 def _shares(weights: Weights) -> list[_Share]:
     return [_Share(asset, number(weight)) for asset, weight in weights.items()]
-
-
-# ── indices ───────────────────────────────────────────────────────────────────────
-
-_KEYWORD = {"type": "keyword", "ignore_above": 1_024}
-_AMOUNT = {
-    "type": "keyword",
-    "ignore_above": 128,
-    "fields": {"number": {"type": "double", "ignore_malformed": True}},
-}
-_PERCENT = {"type": "double"}
-_DATE = {"type": "date"}
-_LONG = {"type": "long"}
-_BOOLEAN = {"type": "boolean"}
-_UNSEARCHED = {"type": "object", "enabled": False}
-_SHARES = {"properties": {"asset": _KEYWORD, "percent": _PERCENT}}
-
-
-def _template(**properties: Any) -> dict[str, Any]:
-    """Return how an index is made: what is not listed is kept in the source, and not searched."""
-    return {
-        "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1"}},
-        "mappings": {"dynamic": False, "properties": {"sequence": _LONG, **properties}},
-    }
-
-
-INDICES: Mapping[str, Mapping[str, Any]] = {
-    ENTRIES: _template(
-        book=_KEYWORD,
-        incarnation=_KEYWORD,
-        product=_KEYWORD,
-        command=_KEYWORD,
-        key=_KEYWORD,
-        committed_at=_DATE,
-        effective_at=_DATE,
-        users=_KEYWORD,
-        accounts=_KEYWORD,
-        records=_KEYWORD,
-        events=_KEYWORD,
-        transfers={
-            "properties": {
-                "debit_account": _KEYWORD,
-                "credit_account": _KEYWORD,
-                "asset": _KEYWORD,
-                "amount": _AMOUNT,
-            }
-        },
-        holds={
-            "properties": {
-                "verb": _KEYWORD,
-                "id": _LONG,
-                "account": _KEYWORD,
-                "asset": _KEYWORD,
-                "amount": _AMOUNT,
-                "remaining": _AMOUNT,
-                "owner": _KEYWORD,
-                "state": _KEYWORD,
-                "reference": _KEYWORD,
-            }
-        },
-        fields=_UNSEARCHED,
-        answer=_UNSEARCHED,
-    ),
-    PORTFOLIOS: _template(
-        user_id=_KEYWORD,
-        allocation=_UNSEARCHED,
-        target=_UNSEARCHED,
-        current=_UNSEARCHED,
-        drift=_UNSEARCHED,
-        policy=_UNSEARCHED,
-        holdings=_UNSEARCHED,
-        target_shares=_SHARES,
-        current_shares=_SHARES,
-        drift_score=_PERCENT,
-        as_of=_DATE,
-        policy_version=_LONG,
-        created_at=_DATE,
-        last_run=_LONG,
-        last_run_at=_DATE,
-        open_transactions=_KEYWORD,
-        portfolio_value=_AMOUNT,
-        currency=_KEYWORD,
-    ),
-    TRANSACTIONS: _template(
-        id=_KEYWORD,
-        run=_LONG,
-        position=_LONG,
-        user_id=_KEYWORD,
-        action=_KEYWORD,
-        asset=_KEYWORD,
-        rebalance_percent=_PERCENT,
-        percent_of_holding=_PERCENT,
-        reason={"type": "text"},
-        rule=_KEYWORD,
-        drift_before=_PERCENT,
-        drift_after=_PERCENT,
-        status=_KEYWORD,
-        created_at=_DATE,
-        amount=_AMOUNT,
-        quantity=_AMOUNT,
-        currency=_KEYWORD,
-        executed={
-            "properties": {
-                "at": _DATE,
-                "quantity": _AMOUNT,
-                "amount": _AMOUNT,
-                "currency": _KEYWORD,
-            }
-        },
-    ),
-    LOANS: _template(
-        loan_id=_KEYWORD,
-        borrower_id=_KEYWORD,
-        status=_KEYWORD,
-        amount=_AMOUNT,
-        collateral=_AMOUNT,
-        outstanding_balance=_AMOUNT,
-        collateral_sold=_AMOUNT,
-        collateral_sold_value=_AMOUNT,
-        surplus=_AMOUNT,
-        returned=_AMOUNT,
-        slices=_LONG,
-        is_warned=_BOOLEAN,
-        applied_at=_DATE,
-        activated_at=_DATE,
-        liquidating_at=_DATE,
-        liquidated_at=_DATE,
-    ),
-    WITHDRAWALS: _template(
-        withdrawal_id=_KEYWORD,
-        user_id=_KEYWORD,
-        token=_KEYWORD,
-        requested_quantity=_AMOUNT,
-        remaining=_AMOUNT,
-        status=_KEYWORD,
-        accepted_at=_DATE,
-        expires_at=_DATE,
-        ended_at=_DATE,
-    ),
-    PAYMENTS: _template(
-        payment_id=_LONG,
-        currency_id=_LONG,
-        asset=_KEYWORD,
-        amount=_AMOUNT,
-        buyer_account_id=_LONG,
-        seller_account_id=_LONG,
-        committed_at=_DATE,
-    ),
-}
-"""How the indices are made, by their names."""

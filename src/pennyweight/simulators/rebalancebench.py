@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 from pennyweight.agents.exporter import Exporter
-from pennyweight.delivery.search import INDICES, Documents
+from pennyweight.delivery.indices import INDICES
+from pennyweight.delivery.search import Documents
 from pennyweight.engine.engine import Lane, Submission
 from pennyweight.ledger.entries import CursorMove
 from pennyweight.ledger.letters import LETTER

@@ -88,7 +88,7 @@ def reindex(
 
     Example: pennyweight reindex --data book --url http://127.0.0.1:9200 --index entries
     """
-    from pennyweight.delivery.search import INDICES  # noqa: PLC0415 - `--help` does without
+    from pennyweight.delivery.indices import INDICES  # noqa: PLC0415 - `--help` does without
     from pennyweight.ledger.entries import CorruptEntry  # noqa: PLC0415 - as above
     from pennyweight.links.errors import ExtraMissing, LinkError  # noqa: PLC0415 - as above
     from pennyweight.links.search import Search  # noqa: PLC0415 - as above
@@ -221,7 +221,7 @@ class _Reindexing:
 
     def _begin(self, before: dict[str, str | None], *, is_again: bool) -> None:
         """Make the new indices, and note what there is of each. Raises LinkError, UserError."""
-        from pennyweight.delivery.search import INDICES  # noqa: PLC0415 - as above
+        from pennyweight.delivery.indices import INDICES  # noqa: PLC0415 - as above
         from pennyweight.links.search import number_of  # noqa: PLC0415 - as above
 
         link = self._link
