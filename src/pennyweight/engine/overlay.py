@@ -194,6 +194,8 @@ class Overlay:
         self.sequence = sequence
         self.accounts: dict[str, Account] = {}
         self.records: dict[tuple[str, str], Record] = {}
+        self._records_before: dict[tuple[str, str], Record | None] = {}
+        """What each of `records` was when the batch began."""
         self.bodies: list[bytes] = []
         self.products: list[str] = []
         self.keys: list[KeyRow] = []
@@ -381,13 +383,16 @@ class Overlay:
                 )
 
     def _merge_record(self, record: Record) -> None:
-        before = self.records.get((record.kind, record.id)) or self._record_before(record)
+        key = (record.kind, record.id)
+        before = self.records.get(key)
+        if before is None:
+            before = self._records_before[key] = self._record_before(record)
         for name in before.names if before else ():
             if name not in record.names:
                 self._names[record.kind, name] = None
         for name in record.names:
             self._names[record.kind, name] = record.id
-        self.records[record.kind, record.id] = record
+        self.records[key] = record
         if record.kind == ASSET:
             self._assets[record.id] = record.read(Asset)
 
@@ -425,10 +430,8 @@ class Overlay:
         """Return the records changed, by kind and id."""
         if not self.records:
             return []
-        return [
-            RecordRow(record, self._record_before(record))
-            for _, record in sorted(self.records.items())
-        ]
+        before = self._records_before
+        return [RecordRow(record, before[key]) for key, record in sorted(self.records.items())]
 
     def cursor_moves(self) -> list[CursorMove]:
         """Return how far each cursor moved over the whole batch."""

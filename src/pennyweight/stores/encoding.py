@@ -1,14 +1,17 @@
 """What the stores keep as bytes, alike: records, batch headers, counters; and where records are listed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
 
-from pennyweight.engine.port import BatchHeader, Head, StoreError
+from pennyweight.engine.port import BatchHeader, Head, RecordRow, StoreError
 from pennyweight.ledger.records import Record
 
 Row = tuple[Any, ...]
+Listings = tuple[set[Row], set[Row], set[Row]]
+"""Rows of `labels`, `names` and `marks`."""
+
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
@@ -26,7 +29,7 @@ def read(what: str, decode: Callable[[Any], T], value: Any) -> T:
         raise StoreError(f"{what} cannot be read: {error}") from None
 
 
-def listings_of(record: Record | None) -> tuple[set[Row], set[Row], set[Row]]:
+def listings_of(record: Record | None) -> Listings:
     """Return the rows of `labels`, `names` and `marks` that list a record."""
     if record is None:
         return set(), set(), set()
@@ -36,6 +39,25 @@ def listings_of(record: Record | None) -> tuple[set[Row], set[Row], set[Row]]:
         {(kind, name, key) for name in record.names},
         {(mark.index, mark.rank, key, kind) for mark in record.marks},
     )
+
+
+def relisted(rows: Iterable[RecordRow]) -> tuple[Listings, Listings]:
+    """Return the listings that go and those that come with changed records, each by table."""
+    gone: Listings = (set(), set(), set())
+    come: Listings = (set(), set(), set())
+    for row in rows:
+        before, after = row.before, row.record
+        if before is not None and (
+            before.labels == after.labels
+            and before.names == after.names
+            and before.marks == after.marks
+        ):
+            continue  # most changes are not of these
+        listed = zip(listings_of(before), listings_of(after), strict=True)
+        for position, (old, now) in enumerate(listed):
+            gone[position].update(old - now)
+            come[position].update(now - old)
+    return gone, come
 
 
 def record_to_blob(record: Record) -> bytes:

@@ -106,7 +106,7 @@ def weights_of(allocation: Mapping[str, str], tolerance: int) -> Weights:
     for name in names:
         check_asset(name)
     try:
-        weights = [to_units(allocation[name], DECIMALS) for name in names]
+        weights = [_weight_of(allocation[name]) for name in names]
     except Refused:
         pass  # more decimals than are kept, or no percentage at all
     else:
@@ -121,6 +121,12 @@ def weights_of(allocation: Mapping[str, str], tolerance: int) -> Weights:
             sum=format_amount(total, decimals),
         )
     return dict(zip(names, shared_out(WHOLE, parts), strict=True))
+
+
+@lru_cache(maxsize=16_384)  # more than there are with two decimals, in which most are given
+def _weight_of(percentage: str) -> int:
+    """Return a percentage as a weight. Refusals: those of `to_units`."""
+    return to_units(percentage, DECIMALS)
 
 
 def _parts(allocation: Mapping[str, str], names: list[str]) -> tuple[list[int], int]:

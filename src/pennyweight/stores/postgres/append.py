@@ -506,15 +506,7 @@ def _put_records(names: list[str], values: list[bytes], rows: list[RecordRow]) -
 
 
 def _put_listings(names: list[str], values: list[bytes], rows: list[RecordRow]) -> None:
-    gone: tuple[set[encoding.Row], ...] = (set(), set(), set())
-    come: tuple[set[encoding.Row], ...] = (set(), set(), set())
-    for row in rows:
-        listed = zip(
-            encoding.listings_of(row.before), encoding.listings_of(row.record), strict=True
-        )
-        for position, (old, now) in enumerate(listed):
-            gone[position].update(old - now)
-            come[position].update(now - old)
+    gone, come = encoding.relisted(rows)
     labels_gone, names_gone, marks_gone = gone
     labels_come, names_come, marks_come = come
     moved = []

@@ -134,8 +134,6 @@ def _write_records(connection: apsw.Connection, rows: list[RecordRow]) -> None:
     """Write records, and what lists them as far as it changed; names are freed first."""
     new: list[encoding.Row] = []
     changed: list[encoding.Row] = []
-    gone: tuple[set[encoding.Row], ...] = (set(), set(), set())
-    come: tuple[set[encoding.Row], ...] = (set(), set(), set())
     for row in rows:
         record, before = row.record, row.before
         blob = encoding.record_to_blob(record)
@@ -147,12 +145,9 @@ def _write_records(connection: apsw.Connection, rows: list[RecordRow]) -> None:
             changed.append(
                 (record.version, record.holder, blob, record.kind, record.id, before.version)
             )
-        listed = zip(encoding.listings_of(before), encoding.listings_of(record), strict=True)
-        for position, (old, now) in enumerate(listed):
-            gone[position].update(old - now)
-            come[position].update(now - old)
     connection.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", new)
     _change(connection, _UPDATE_RECORD, changed, "a record was changed by another writer")
+    gone, come = encoding.relisted(rows)
     for rows_gone, delete in zip(gone, _DELETE_LISTINGS, strict=True):
         if rows_gone:
             connection.executemany(delete, sorted(rows_gone))
