@@ -64,7 +64,10 @@ def test_indices_that_were_not_there(cli: Cli, book: Path, stub: SearchStub) -> 
 
 def test_old_index_is_replaced_and_deleted(cli: Cli, book: Path, stub: SearchStub) -> None:
     assert cli("reindex", "--data", book, "--url", stub.url).code == 0
-    stub.engine.indices["entries-000001"].documents["999"] = (999, b'{"of":"a lost life"}')
+    stub.engine.indices["entries-000001"].documents["999"] = (
+        999,
+        b'{"sequence":999,"book":"main","incarnation":"a lost life"}',
+    )
     ran = cli("reindex", "--data", book, "--url", stub.url, "--index", "entries")
     assert ran.code == 0, ran.err
     assert "entries: " in ran.out
@@ -73,6 +76,25 @@ def test_old_index_is_replaced_and_deleted(cli: Cli, book: Path, stub: SearchStu
     assert stub.engine.aliases["entries"] == {"entries-000002": True}
     assert stub.engine.versions("entries") == journal(book, index="entries")
     assert stub.engine.aliases["loans"] == {"loans-000001": True}
+
+
+def test_documents_of_another_book_are_left_alone(
+    cli: Cli, book: Path, users: Path, tmp_path: Path, stub: SearchStub
+) -> None:
+    """Two books of one name, as folders have them, under one prefix."""
+    assert cli("reindex", "--data", book, "--url", stub.url).code == 0
+    before = stub.engine.versions("entries")
+    assert cli("load", users, "--data", tmp_path / "other").code == 0
+    words = ("reindex", "--data", tmp_path / "other", "--url", stub.url)
+    for more in ((), ("--index", "portfolios"), ("--again",)):
+        ran = cli(*words, *more)
+        assert ran.code == 1
+        assert "has documents of another book, main (life " in ran.err
+        assert "give each book a --prefix of its own" in ran.err
+        assert stub.engine.versions("entries") == before
+        assert len(stub.engine.indices) == len(INDICES)
+    assert cli(*words, "--prefix", "other-").code == 0
+    assert stub.engine.versions("entries") == before
 
 
 def test_old_index_is_kept_if_so_asked(cli: Cli, book: Path, stub: SearchStub) -> None:

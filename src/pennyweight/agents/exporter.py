@@ -22,7 +22,7 @@ import msgspec
 import structlog
 
 from pennyweight.agents.following import IDLE_SECONDS, BatchHeaders, BookBehind, Following
-from pennyweight.engine.port import BatchHeader, StoreError
+from pennyweight.engine.port import BatchHeader, Committed, StoreError
 from pennyweight.ledger.entries import CorruptEntry
 from pennyweight.links.errors import LinkError
 from pennyweight.links.search import (
@@ -52,6 +52,9 @@ RETRY_SECONDS_MAX = 2.0
 
 ENTRIES = "entries"
 """The index of which the newest document says how far the search engine is."""
+
+WHOSE = ("sequence", "book", "incarnation", "committed_at")
+"""Fields of its documents that say which entry of which book they are of."""
 
 LACKS = "lacks_until"
 """What is noted on an index that was made anew: it lacks entries up to this one."""
@@ -232,6 +235,22 @@ def documents_of(
             log.exception("no documents can be made of an entry; it is passed over", entry=sequence)
         else:
             yield from made
+
+
+def is_entry_of(store: Committed, told: Mapping[str, Any]) -> bool:
+    """Whether a document of `ENTRIES`, of which `WHOSE` are given, is of an entry that a book has.
+
+    Raises StoreError.
+    """
+    if not all(told.get(field) for field in WHOSE):
+        return False
+    header = store.batch_at(sequence=told["sequence"])
+    return (
+        header is not None
+        and (header.book, header.incarnation) == (told["book"], told["incarnation"])
+        and datetime.fromisoformat(told["committed_at"])
+        == _EPOCH + timedelta(microseconds=header.committed_at)
+    )
 
 
 class _Flight:
@@ -436,7 +455,7 @@ class Exporter(Following):
             lacks = link.meta(place).get(LACKS, 0)
             if lacks:  # what was sent to an index before this one is no newer than the book is now
                 self._lacking[place] = min(lacks, self._book.engine.head.sequence)
-        newest = link.newest(ENTRIES, ("sequence", "book", "incarnation", "committed_at"))
+        newest = link.newest(ENTRIES, WHOSE)
         self._check_life(link, newest)
         self._doubted = set()
         self._looked_at = time.monotonic()
@@ -458,17 +477,10 @@ class Exporter(Following):
                 f"{link.name} has entry {sequence}, but the book ends at entry {head.sequence}: if it "
                 "was restored, stop it, run `pennyweight recover`, then `pennyweight reindex`"
             )
-        header = self._book.store.batch_at(sequence=sequence)
-        told_at = newest.get("committed_at")
-        is_ours = sequence <= head.sequence and header is not None and header.incarnation == life
-        if is_ours and header is not None and told_at is not None:
-            is_ours = datetime.fromisoformat(told_at) == _EPOCH + timedelta(
-                microseconds=header.committed_at
-            )
-        if not is_ours:
+        if sequence > head.sequence or not is_entry_of(self._book.store, newest):
             raise BookBehind(
-                f"{link.name} has entry {sequence} of {told_at} (life {life}), which this book "
-                "does not have: if they are another book's, give each a search.prefix of its "
+                f"{link.name} has entry {sequence} of {newest.get('committed_at')} (life {life}), "
+                "which this book does not have: if they are another book's, give each a search.prefix of its "
                 "own; if they are of what this one has lost, run `pennyweight reindex`"
             )
 

@@ -353,13 +353,20 @@ class Search:
 
         Raises LinkError.
         """
+        return self._first(name, fields, "desc")
+
+    def oldest(self, name: str, fields: Sequence[str]) -> dict[str, Any] | None:
+        """Return fields of the document with the lowest `sequence`, as `newest` does."""
+        return self._first(name, fields, "asc")
+
+    def _first(self, name: str, fields: Sequence[str], order: str) -> dict[str, Any] | None:
         alias = self.alias(name)
         self.refresh(alias)
         hits = self.search(
             alias,
             {
                 "size": 1,
-                "sort": [{"sequence": {"order": "desc", "unmapped_type": "long"}}],
+                "sort": [{"sequence": {"order": order, "unmapped_type": "long"}}],
                 "_source": list(fields),
             },
         )

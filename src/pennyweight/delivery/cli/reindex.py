@@ -84,7 +84,8 @@ def reindex(
 
     Until then searches find the old ones; they are deleted afterwards. May run while the book
     is served, and its exporter goes on. Needed after `recover`, and after an index was made
-    by an older version. Exits with 1 if the search engine cannot do it; the old indices stay.
+    by an older version. Exits with 1 if the search engine cannot do it, or has another book's
+    documents under these names; the old indices stay.
 
     Example: pennyweight reindex --data book --url http://127.0.0.1:9200 --index entries
     """
@@ -184,6 +185,7 @@ class _Reindexing:
         from pennyweight.agents.exporter import LACKS  # noqa: PLC0415 - as above
 
         before: dict[str, str | None] = {}
+        self._check_book()
         try:
             self._begin(before, is_again=is_again)
             head = self._book.head().sequence
@@ -218,6 +220,22 @@ class _Reindexing:
             "failed": self._counts.failed,
             "indices": made,
         }
+
+    def _check_book(self) -> None:
+        """Look whether what is there is this book's, as the first entries tell. Raises LinkError, UserError.
+
+        The last ones may be of what it has lost.
+        """
+        from pennyweight.agents.exporter import ENTRIES, WHOSE, is_entry_of  # noqa: PLC0415 - as above
+
+        link = self._link
+        oldest = None if link.place(ENTRIES) is None else link.oldest(ENTRIES, WHOSE)
+        if oldest is not None and not is_entry_of(self._book, oldest):
+            raise UserError(
+                f"{link.name} has documents of another book, {oldest.get('book')} (life "
+                f"{oldest.get('incarnation')}), behind {link.alias(ENTRIES)}: give each book a "
+                "--prefix of its own (search.prefix); if that book is no more, delete its indices first"
+            )
 
     def _begin(self, before: dict[str, str | None], *, is_again: bool) -> None:
         """Make the new indices, and note what there is of each. Raises LinkError, UserError."""
