@@ -356,6 +356,34 @@ def test_update_is_queued(seeded: Desk) -> None:
     assert seeded.transactions() == [(f"{found['run']}-1", "proposed"), (f"{found['run']}-2", "proposed")]  # fmt: skip
 
 
+def test_update_that_was_queued_is_a_repeat_when_it_comes_directly(seeded: Desk) -> None:
+    """A provider that heard no answer may try the other way; the update has one effect."""
+    body = {"user_id": "1", "new_allocation": MOVED, "request_id": "r-1"}
+    queued = seeded.send("POST", "/rebalance?mode=async", body)
+    for is_taken in (False, True):
+        if is_taken:
+            seeded.decide(TakeUpdate(1, "1"))
+        direct = seeded.send("POST", "/rebalance", body)
+        assert (direct.status, direct.json) == (202, queued.json)
+        assert direct.headers["location"] == "/rebalance-updates/1"
+        assert direct.headers["idempotent-replayed"] == "true"
+    assert len(seeded.transactions()) == 2
+    other = {**body, "new_allocation": SEED}
+    assert seeded.code("POST", "/rebalance", other) == (422, "key_reused")
+
+
+def test_update_that_came_directly_is_a_repeat_when_it_is_queued(seeded: Desk) -> None:
+    body = {"user_id": "1", "new_allocation": MOVED, "request_id": "r-1"}
+    direct = seeded.send("POST", "/rebalance", body)
+    queued = seeded.send("POST", "/rebalance?mode=async", body)
+    assert (queued.status, queued.body) == (200, direct.body)
+    assert queued.headers["rebalance-run"] == direct.headers["rebalance-run"]
+    assert queued.headers["idempotent-replayed"] == "true"
+    assert seeded.code("GET", "/rebalance-updates/1") == (404, "update_not_found")
+    other = {**body, "new_allocation": SEED}
+    assert seeded.code("POST", "/rebalance?mode=async", other) == (422, "key_reused")
+
+
 def test_queued_updates_that_lead_to_nothing(seeded: Desk) -> None:
     path = "/rebalance?mode=async"
     run = int(seeded.update(as_of="2025-06-01T12:00:00Z").headers["rebalance-run"])

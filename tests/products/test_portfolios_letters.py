@@ -17,6 +17,7 @@ from pennyweight.products.portfolios.letters import (
     ReplayUpdate,
     SetAsideUpdate,
 )
+from pennyweight.products.portfolios.queue import QueueUpdate
 from pennyweight.products.portfolios.rebalance import Rebalance
 from pennyweight.products.portfolios.setup import CreatePortfolio
 from pennyweight.products.portfolios.shared import PORTFOLIO, read_portfolio
@@ -136,6 +137,25 @@ def test_stream_goes_on_behind_an_update_that_was_set_aside() -> None:
         "as_of_in_future",
     ]
     assert stage.book.engine.standing.cursors == {CURSOR: 7}
+
+
+def test_message_with_an_update_that_was_queued_is_no_letter() -> None:
+    """The provider queued it over HTTP, heard no answer, and sends it on its other way."""
+    stage = Stage()
+    done(stage, CreatePortfolio("1", TARGET))
+    known = update(as_of=START, request_id="a")
+    queued = stage.execute(QueueUpdate(known), key=known.key)
+    (again, other) = stage.book.execute_many(
+        [
+            from_stream(known, 0),
+            from_stream(update(as_of=START, request_id="a", allocation=TARGET), 1),
+        ]
+    )
+    assert isinstance(queued, Receipt)
+    assert again == Receipt(queued.sequence, queued.answer, is_replayed=True)
+    assert isinstance(other, Receipt)
+    assert letter_of(stage, "portfolios-1").reason == "key_reused"
+    assert stage.book.engine.standing.cursors == {CURSOR: 2}
 
 
 # ── replaying ─────────────────────────────────────────────────────────────────────

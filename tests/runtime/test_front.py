@@ -33,6 +33,10 @@ from pennyweight.products.general import (
     Transfer,
     TransferAnswer,
 )
+from pennyweight.products.portfolios.queue import QueueUpdate
+from pennyweight.products.portfolios.rebalance import Rebalance
+from pennyweight.products.portfolios.setup import CreatePortfolio
+from pennyweight.products.portfolios.shared import QueuedAnswer, RunAnswer
 from pennyweight.runtime import front as front_module
 from pennyweight.runtime.driver import Unavailable
 from pennyweight.runtime.frames import VERSION, proof_of
@@ -152,6 +156,24 @@ def test_receipt_refusal_replay(front: Asking) -> None:
     assert abandoned.is_replayed
     assert abandoned.answer == msgspec.to_builtins(first.answer)
     assert front.front.sequence == first.sequence
+
+
+def test_replay_with_the_answer_of_another_command(front: Asking) -> None:
+    """An update that was queued, and comes directly afterwards; and the other way round."""
+    made = front.execute(CreatePortfolio("1", {"stocks": "60", "bonds": "40"}))
+    assert isinstance(made, Receipt)
+    update = Rebalance("1", {"stocks": "70", "bonds": "30"}, "r-1")
+    other = Rebalance("1", {"stocks": "50", "bonds": "50"}, "r-2")
+    for first, second, kind in (
+        (QueueUpdate(update), update, QueuedAnswer),
+        (other, QueueUpdate(other), RunAnswer),
+    ):
+        key = second.key if isinstance(second, Rebalance) else second.update.key
+        done = front.execute(first, key=key)
+        assert isinstance(done, Receipt)
+        assert isinstance(done.answer, kind)
+        again = front.execute(second, key=key)
+        assert again == Receipt(done.sequence, done.answer, is_replayed=True)
 
 
 def test_failure_tells_where(owner: Owner, front: Asking, monkeypatch: Any) -> None:

@@ -548,8 +548,10 @@ class Engine:
             return Receipt(earlier.sequence, msgspec.json.decode(earlier.answer), is_replayed=True)
         if earlier.command == Abandon.name:
             refuse(Reason.KEY_ABANDONED, f"key {key!r} was abandoned")
+        answer_type = command.answer_type
         if earlier.command != command.name:
-            if not command.is_repeat_of(earlier):
+            answer_type = command.answer_type_of(earlier)
+            if answer_type is None:
                 refuse(
                     Reason.KEY_REUSED,
                     f"key {key!r} belongs to another command",
@@ -566,7 +568,7 @@ class Engine:
                     sequence=earlier.sequence,
                 )
         self.replays += 1
-        answer = msgspec.json.decode(earlier.answer, type=command.answer_type)
+        answer = msgspec.json.decode(earlier.answer, type=answer_type)
         return Receipt(earlier.sequence, answer, is_replayed=True)
 
     def _refusal(self, refused: Refused) -> Refusal:

@@ -63,6 +63,8 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     product: ClassVar[str]
     counted: ClassVar[tuple[str, ...]]
     answer_type: ClassVar[Any]
+    other_answer_types: ClassVar[tuple[Any, ...]] = ()
+    """What else `answer_type_of` may return; the JSON of none can be read as another."""
     version: ClassVar[int] = 1
     is_admitting: ClassVar[bool] = True
 
@@ -77,12 +79,13 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         `decide` makes the same check for a free key.
         """
 
-    def is_repeat_of(self, earlier: Entry) -> bool:  # noqa: ARG002 - a product may know better
-        """Whether an entry of another command, which bound this one's key, did just what it asks.
+    def answer_type_of(self, earlier: Entry) -> Any:  # noqa: ARG002 - a product may know better
+        """Return the type of the answer of another command's entry, which bound this one's key.
 
-        Its answer, of the same type, is then the answer to this one too.
+        It is the answer to this one too, as the entry did just what this one asks. None if
+        it did something else: then the key is reused.
         """
-        return False
+        return None
 
     def decide(self, draft: Draft) -> Any:
         """Apply the rule to the draft and return the answer, or raise `Refused`."""

@@ -9,6 +9,7 @@ All of it but `find` and what concerns assets happens on one event loop.
 """
 
 import asyncio
+import contextlib
 import secrets
 import threading
 from collections import deque
@@ -130,10 +131,7 @@ class Front:
         self._hold_seconds = hold_seconds
         self._queue_max = queue_max
         self._names = {kind: name for name, kind in commands.items()}
-        self._readers = {
-            kind: msgspec.json.Decoder(Any if kind is Abandon else kind.answer_type)
-            for kind in commands.values()
-        }
+        self._readers = {kind: _reader_of(kind) for kind in commands.values()}
         self._pending: dict[int, _Pending] = {}
         """Everything not yet answered, in the order in which it came."""
         self._waiting: deque[_Pending] = deque()
@@ -402,7 +400,7 @@ class Front:
         if isinstance(answer, DoneRead):
             self.sequence = max(self.sequence, answer.sequence)
             try:
-                value = self._readers[submission.command.__class__].decode(answer.answer)
+                value = self._readers[submission.command.__class__](answer.answer)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 return Unknown(f"it was done, but the answer cannot be read: {error}")
             return Receipt(answer.sequence, value, answer.is_replayed and bool(submission.key))
@@ -620,3 +618,28 @@ class _KnownAssets(dict[str, Asset]):
             return self[name]
         except KeyError:
             return default
+
+
+def _reader_of(kind: type[Command]) -> Callable[[msgspec.Raw], Any]:
+    """Return what reads the answers to a command, of whichever of its types they are.
+
+    It raises msgspec.DecodeError.
+    """
+    if kind is Abandon:
+        return msgspec.json.decode
+    first, *others = (
+        msgspec.json.Decoder(one).decode for one in (kind.answer_type, *kind.other_answer_types)
+    )
+    if not others:
+        return first
+
+    def read(answer: msgspec.Raw) -> Any:
+        try:
+            return first(answer)
+        except msgspec.ValidationError as error:
+            for other in others:
+                with contextlib.suppress(msgspec.ValidationError):
+                    return other(answer)
+            raise error from None
+
+    return read

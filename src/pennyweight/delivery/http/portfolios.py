@@ -100,7 +100,7 @@ from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.portfolios import PRODUCT
 from pennyweight.products.portfolios.execute import ExecuteTransactions, ExecutionAnswer, Fill
-from pennyweight.products.portfolios.queue import QueuedAnswer, QueueUpdate
+from pennyweight.products.portfolios.queue import QueueUpdate
 from pennyweight.products.portfolios.rebalance import Rebalance
 from pennyweight.products.portfolios.setup import (
     ChangeTarget,
@@ -108,7 +108,12 @@ from pennyweight.products.portfolios.setup import (
     SetPolicy,
     SetupAnswer,
 )
-from pennyweight.products.portfolios.shared import LINES_MAX, RunAnswer, transaction_id
+from pennyweight.products.portfolios.shared import (
+    LINES_MAX,
+    QueuedAnswer,
+    RunAnswer,
+    transaction_id,
+)
 from pennyweight.runtime.clock import wall_clock
 
 FACE = PRODUCT
@@ -516,7 +521,8 @@ def _update_routes(clock: Callable[[], int]) -> list[Route]:
                     "the same transactions, until these are executed. An update as of an earlier "
                     "time than the newest is outdated. The header `Rebalance-Run` names the run. "
                     "With `mode=async` the update is queued and answered with 202, and "
-                    f"`Location` says where to ask. {_NAMES}"
+                    "`Location` says where to ask; so is, under its `request_id`, one that was "
+                    f"queued before and comes again without. {_NAMES}"
                 ),
                 request=PostedUpdate,
                 request_example=examples.UPDATE,
@@ -524,7 +530,7 @@ def _update_routes(clock: Callable[[], int]) -> list[Route]:
                 answer_example=examples.TRANSACTIONS,
                 parameters={"mode": "`async` queues the update; `sync` does not."},
                 errors={
-                    202: "The update is queued (mode=async).",
+                    202: "The update is queued (mode=async), or was.",
                     400: _BAD_UPDATE,
                     404: _NO_PORTFOLIO,
                     409: "It is outdated (`update_outdated`, with the newest `as_of`).",

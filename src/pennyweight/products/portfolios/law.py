@@ -37,7 +37,6 @@ from pennyweight.products.portfolios.law_trades import check_lines, check_orders
 from pennyweight.products.portfolios.letters import CloseUpdateLetter, ReplayUpdate, SetAsideUpdate
 from pennyweight.products.portfolios.queue import (
     Queued,
-    QueuedAnswer,
     QueueUpdate,
     TakenAnswer,
     TakeUpdate,
@@ -61,6 +60,7 @@ from pennyweight.products.portfolios.shared import (
     UPDATE,
     Policy,
     Portfolio,
+    QueuedAnswer,
     RunAnswer,
     policy_id,
     transaction_id,

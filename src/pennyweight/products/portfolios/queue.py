@@ -5,20 +5,23 @@ is a command of its own: the update is decided as one that came when it was queu
 came of it, also a refusal, is kept with the number.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from pennyweight.ledger.accounts import user_holder
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
+from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.records import Mark
 from pennyweight.ledger.refusals import Reason, Refused, refuse
-from pennyweight.products.portfolios.rebalance import Rebalance
+from pennyweight.products.portfolios.rebalance import Rebalance, told_before
 from pennyweight.products.portfolios.shared import (
     PRODUCT,
     QUEUE,
+    QUEUE_UPDATE,
     UPDATE,
+    QueuedAnswer,
     RunAnswer,
     find_portfolio,
 )
@@ -43,13 +46,6 @@ class Queued(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     detail: str = ""
 
 
-class QueuedAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """The number of an update that was queued."""
-
-    number: int
-    user: str
-
-
 class TakenAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What came of a queued update: a run, or why there is none."""
 
@@ -66,16 +62,21 @@ class QueueUpdate(Command, frozen=True):
     Refusals: user_id_invalid, portfolio_not_found. All others wait until it is taken.
     """
 
-    name = "queue_update"
+    name = QUEUE_UPDATE
     product = PRODUCT
     counted = ("update",)
     answer_type = QueuedAnswer
+    other_answer_types = (RunAnswer,)
 
     update: Rebalance
 
     def reads(self, wanted: Wanted) -> None:
         """The user, with whom the portfolio is kept."""
         wanted.holder(user_holder(self.update.user))
+
+    def answer_type_of(self, earlier: Entry) -> Any:
+        """See `told_before`."""
+        return told_before(self.update, earlier)
 
     def decide(self, draft: Draft) -> QueuedAnswer:
         """See the class."""

@@ -1,6 +1,6 @@
 """The update of a portfolio by its provider, and the transactions that bring it back."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -14,12 +14,14 @@ from pennyweight.products.portfolios.plan import plan
 from pennyweight.products.portfolios.shared import (
     PRODUCT,
     PROVIDER_TOLERANCE,
+    QUEUE_UPDATE,
     REPLAY,
     UPDATE_PREFIX,
     Found,
     Holding,
     Line,
     Portfolio,
+    QueuedAnswer,
     RunAnswer,
     Weights,
     find_portfolio,
@@ -70,6 +72,7 @@ class Rebalance(Command, frozen=True):
     product = PRODUCT
     counted = ("user", "allocation", "request_id", "as_of", "value", "currency", "holdings")
     answer_type = RunAnswer
+    other_answer_types = (QueuedAnswer,)
 
     user: str
     allocation: dict[str, str]
@@ -94,12 +97,9 @@ class Rebalance(Command, frozen=True):
         """The user, with whom the portfolio is kept."""
         wanted.holder(user_holder(self.user))
 
-    def is_repeat_of(self, earlier: Entry) -> bool:
-        """Whether it was applied out of a dead letter under its key."""
-        return (
-            earlier.command == REPLAY
-            and msgspec.json.decode(earlier.fields, type=_Replayed).update == self
-        )
+    def answer_type_of(self, earlier: Entry) -> Any:
+        """See `told_before`."""
+        return told_before(self, earlier)
 
     def decide(self, draft: Draft) -> RunAnswer:
         """See the class."""
@@ -190,10 +190,29 @@ class Rebalance(Command, frozen=True):
         return weights, self.value
 
 
-class _Replayed(msgspec.Struct):
-    """What counts of an update that was applied out of a dead letter."""
+class _Around(msgspec.Struct):
+    """What counts of a command that has an update in it."""
 
     update: Rebalance
+
+
+_ANSWERS = {Rebalance.name: RunAnswer, REPLAY: RunAnswer, QUEUE_UPDATE: QueuedAnswer}
+
+
+def told_before(update: Rebalance, earlier: Entry) -> Any:
+    """Return the type of what an entry answered that took this very update in, None if none did.
+
+    It may have been taken directly, out of a dead letter, or into the queue: the same update
+    under the same request id has one effect, whichever way it comes.
+    """
+    answer_type = _ANSWERS.get(earlier.command)
+    if answer_type is None:
+        return None
+    if earlier.command == Rebalance.name:
+        found = msgspec.json.decode(earlier.fields, type=Rebalance)
+    else:
+        found = msgspec.json.decode(earlier.fields, type=_Around).update
+    return answer_type if found == update else None
 
 
 def _nothing_new(why: Nothing, user: str, portfolio: Portfolio, draft: Draft) -> RunAnswer:

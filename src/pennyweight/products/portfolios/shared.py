@@ -59,6 +59,9 @@ QUEUE = "portfolios.queue"
 REPLAY = "replay_update"
 """Name of the command that applies an update out of a dead letter; it answers as `Rebalance` does."""
 
+QUEUE_UPDATE = "queue_update"
+"""Name of the command that keeps an update to be worked out later."""
+
 UPDATE_PREFIX = "update:"
 """The keys of updates that have a request id begin so."""
 
@@ -334,6 +337,13 @@ class RunAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     def trades(self) -> tuple[Line, ...]:
         """The lines that are transactions, in order."""
         return tuple(line for line in self.lines if line.change)
+
+
+class QueuedAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The number of an update that was queued."""
+
+    number: int
+    user: str
 
 
 def transaction_id(run: int, position: int) -> str:

@@ -7,7 +7,7 @@ free again. Sold more: the excess is debited, and what the user lacks is owed (a
 paid back by later credits of that token. Nothing sold: the withdrawal is cancelled.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -117,9 +117,9 @@ class Settle(Command, frozen=True):
         else:
             wanted.open_holds(f"{holder}:{self.sold_token}")
 
-    def is_repeat_of(self, earlier: Entry) -> bool:
-        """Whether it was booked out of a dead letter under its key."""
-        return _settlement_in(earlier) == self
+    def answer_type_of(self, earlier: Entry) -> Any:
+        """It may have been booked out of a dead letter under its key."""
+        return SettlementAnswer if _settlement_in(earlier) == self else None
 
     def decide(self, draft: Draft) -> SettlementAnswer:
         """See the class."""
