@@ -218,6 +218,27 @@ def test_executed_transaction_is_the_whole_of_it_in_a_newer_version(
     assert source == {**before, "status": "executed", "sequence": sequence}
 
 
+def test_run_supersedes_what_is_open_of_the_one_before(stage: Stage, rebalanced: int) -> None:
+    (_, before) = stage.sources(rebalanced, "rebalance_transactions").values()
+    stage.do(ExecuteTransactions("1", rebalanced, (Fill(1),)))
+    later = stage.do(Rebalance("1", {"stocks": "50", "bonds": "40", "gold": "10"}))
+    found = stage.sources(later, "rebalance_transactions")
+    assert list(found) == [f"{later}-1", f"{later}-2", f"{rebalanced}-2"]
+    assert found[f"{rebalanced}-2"] == {**before, "status": "superseded", "sequence": later}
+    last = stage.do(Rebalance("1", {"stocks": "60", "bonds": "30", "gold": "10"}))
+    assert {name: one["status"] for name, one in _of(stage, last).items()} == {
+        f"{later}-1": "superseded",
+        f"{later}-2": "superseded",
+    }
+    assert _of(stage, stage.do(Rebalance("1", {"stocks": "61", "bonds": "29", "gold": "10"}))) != {}
+    told = stage.do(ExecuteTransactions("1", later, (Fill(2),)))
+    assert [one["status"] for one in _of(stage, told).values()] == ["executed"]
+
+
+def _of(stage: Stage, sequence: int) -> dict[str, dict[str, Any]]:
+    return stage.sources(sequence, "rebalance_transactions")
+
+
 def test_repeat_makes_no_new_transactions(stage: Stage, rebalanced: int) -> None:
     again = stage.do(Rebalance("1", {"stocks": "70", "bonds": "20", "gold": "10"}))
     assert again > rebalanced

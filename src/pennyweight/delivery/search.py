@@ -29,6 +29,7 @@ from pennyweight.delivery.indices import (
     WITHDRAWALS,
 )
 from pennyweight.delivery.portfolios_shown import (
+    SUPERSEDED,
     State,
     TransactionShown,
     number,
@@ -218,11 +219,7 @@ class _PortfolioMore(msgspec.Struct, frozen=True, gc=False):
 
 
 class _TransactionMore(msgspec.Struct, frozen=True, gc=False):
-    """What goes with a transaction as it is shown: here it is proposed, or executed.
-
-    One whose `run` is not the `last_run` of its portfolio any more is superseded, if it is
-    not executed; that is not noted here.
-    """
+    """What goes with a transaction as it is shown."""
 
     run: int
     position: int
@@ -247,8 +244,8 @@ class Documents:
     ) -> None:
         """`scale_of` returns an asset's scale, `read` an entry's body.
 
-        The latter is needed where a transaction is executed: what it was stands in the entry
-        of its run. `wanted` are the indices that documents are made for; none given: all.
+        The latter is needed where a transaction is executed, or superseded: what it was stands
+        in the entry of its run. `wanted` are the indices that documents are made for; none given: all.
         """
         self._scale_of = scale_of
         self._read = read
@@ -412,32 +409,33 @@ class Documents:
     # ── portfolios ────────────────────────────────────────────────────────────────
 
     def _portfolios(self, sequence: int, entry: _Entry) -> Iterator[Document]:
-        """Yield the portfolios that an entry wrote, and the transactions it made or executed."""
+        """Yield the portfolios that an entry wrote, and the transactions it made or ended."""
         for record in entry.records:
             if record.kind == PORTFOLIO:
                 yield _portfolio(record.id, read_portfolio(record.whole()), sequence)
             elif record.kind == EXECUTION:
-                executed = self._executed(_execution_decoder.decode(record.body), sequence)
-                if executed is not None:
-                    yield executed
+                executed = _execution_decoder.decode(record.body)
+                state, position = State("executed", executed), executed.fill.position
+                yield from self._ended(executed.run, (position,), state, sequence)
         read = _RUNS.get(entry.command)
         answer = None if read is None else read(entry.answer)
         if answer is None or answer.result != "rebalanced":
             return  # nothing new: a repeat names the transactions of the run before
         for position, shown in enumerate(shown_transactions(answer), 1):
             yield _transaction(shown, answer.run, position, sequence)
+        if answer.superseded and TRANSACTIONS in self._wanted:
+            yield from self._ended(answer.previous, answer.superseded, SUPERSEDED, sequence)
 
-    def _executed(self, execution: Execution, sequence: int) -> Document | None:
-        """Return the transaction that was executed, all of it; its run's entry tells the rest."""
-        body = self._read(execution.run)
-        run = None if body is None else run_in(decode_entry(body))
-        position = execution.fill.position
-        shown = (
-            [] if run is None else shown_transactions(run, lambda _: State("executed", execution))
-        )
-        if not 0 < position <= len(shown):
-            return None
-        return _transaction(shown[position - 1], execution.run, position, sequence)
+    def _ended(
+        self, run: int, positions: Iterable[int], state: State, sequence: int
+    ) -> Iterator[Document]:
+        """Yield transactions of an earlier run, all of each; that run's entry tells the rest."""
+        body = self._read(run)
+        answer = None if body is None else run_in(decode_entry(body))
+        shown = [] if answer is None else shown_transactions(answer, lambda _: state)
+        for position in positions:
+            if 0 < position <= len(shown):
+                yield _transaction(shown[position - 1], run, position, sequence)
 
 
 def _transaction(shown: TransactionShown, run: int, position: int, sequence: int) -> Document:

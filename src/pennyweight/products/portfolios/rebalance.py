@@ -255,7 +255,7 @@ def _run(user: str, found: Found, after: Portfolio, draft: Draft) -> RunAnswer:
         traded_before=before.traded_at,
     )
     put_portfolio(draft, user, after, found.record)
-    return _answer("rebalanced", user, after, lines)
+    return _answer("rebalanced", user, after, lines, superseded=before.open)
 
 
 def repeated(user: str, portfolio: Portfolio, draft: Draft) -> RunAnswer:
@@ -263,7 +263,7 @@ def repeated(user: str, portfolio: Portfolio, draft: Draft) -> RunAnswer:
     lines = lines_of(portfolio, portfolio.traded_before or portfolio.created_at, draft)
     count = sum(1 for line in lines if line.change)
     executed = tuple(one for one in range(1, count + 1) if one not in portfolio.open)
-    return _answer("repeat", user, portfolio, lines, executed)
+    return _answer("repeat", user, portfolio, lines, executed=executed)
 
 
 def _answer(
@@ -271,7 +271,9 @@ def _answer(
     user: str,
     portfolio: Portfolio,
     lines: tuple[Line, ...],
+    *,
     executed: tuple[int, ...] = (),
+    superseded: tuple[int, ...] = (),
 ) -> RunAnswer:
     return RunAnswer(
         result,
@@ -285,4 +287,5 @@ def _answer(
         portfolio.as_of,
         portfolio.currency,
         executed,
+        superseded,
     )
