@@ -6,6 +6,7 @@ the same plan. A weight's drift is its current value minus its target; "over" is
 """
 
 from collections.abc import Mapping
+from operator import itemgetter
 
 from pennyweight.products.portfolios.shared import (
     SEED_POLICY,
@@ -230,47 +231,59 @@ def _matched_once(
 ) -> dict[str, int]:
     """Return changes by asset where the side that wants more is met as far as the other can.
 
-    While there is one below the minimum, the smallest is left out and all is reckoned again.
+    While there is one below the minimum, the smallest is left out and all is reckoned again;
+    a side of which neither that nor the sum has changed is not.
     """
-    over, under = dict(most[0]), dict(most[1])
+    over, under = _Side(wants[0], most[0]), _Side(wants[1], most[1])
     while True:
-        wanted = [
-            {name: want[name] for name in side}
-            for want, side in zip(wants, (over, under), strict=True)
-        ]
-        total = min(
-            max(sum(wanted[0].values()), sum(wanted[1].values())),
-            sum(over.values()),
-            sum(under.values()),
-            room,
-        )
+        total = min(max(sum(over.asked), sum(under.asked)), sum(over.most), sum(under.most), room)
         if total <= 0:
             return {}
-        sold, bought = _shares(wanted[0], over, total), _shares(wanted[1], under, total)
+        sold, bought = over.shared(total), under.shared(total)
         small = [
-            (amount, name)
-            for name, amount in (*sold.items(), *bought.items())
+            (amount, side.names[place], side, place)
+            for side, amounts in ((over, sold), (under, bought))
+            for place, amount in enumerate(amounts)
             if 0 < amount < minimum
         ]
         if not small:
             break
-        _, smallest = min(small)
-        over.pop(smallest, None)
-        under.pop(smallest, None)
-    changes = {name: -amount for name, amount in sold.items() if amount}
-    changes.update({name: amount for name, amount in bought.items() if amount})
+        _, _, side, place = min(small, key=itemgetter(0, 1))
+        side.leave_out(place)
+    changes = {name: -amount for name, amount in zip(over.names, sold, strict=True) if amount}
+    changes.update(
+        {name: amount for name, amount in zip(under.names, bought, strict=True) if amount}
+    )
     return changes
 
 
-def _shares(wanted: Mapping[str, int], most: Mapping[str, int], total: int) -> dict[str, int]:
-    """Share a total out on one side: what is wanted in proportion, then what is possible."""
-    names = sorted(most)
-    asked = [wanted[name] for name in names]
-    if sum(asked) >= total:
-        return dict(zip(names, shared_out(total, asked), strict=True))
-    left = [most[name] - want for name, want in zip(names, asked, strict=True)]
-    added = shared_out(total - sum(asked), left)
-    return {name: want + more for name, want, more in zip(names, asked, added, strict=True)}
+class _Side:
+    """The assets of one side by name: what is wanted of each, what each can take, and its share."""
+
+    def __init__(self, wanted: Mapping[str, int], most: Mapping[str, int]) -> None:
+        self.names = sorted(most)
+        self.asked = [wanted[name] for name in self.names]
+        self.most = [most[name] for name in self.names]
+        self._total = 0
+        self._shares: list[int] = []
+
+    def leave_out(self, place: int) -> None:
+        """Forget an asset."""
+        del self.names[place], self.asked[place], self.most[place]
+        self._total = 0
+
+    def shared(self, total: int) -> list[int]:
+        """Share a total out: what is wanted in proportion, then what is possible."""
+        if total != self._total:
+            self._total = total
+            asked = self.asked
+            if sum(asked) >= total:
+                self._shares = shared_out(total, asked)
+            else:
+                left = [most - want for most, want in zip(self.most, asked, strict=True)]
+                added = shared_out(total - sum(asked), left)
+                self._shares = [want + more for want, more in zip(asked, added, strict=True)]
+        return self._shares
 
 
 # ── why ───────────────────────────────────────────────────────────────────────────

@@ -160,11 +160,13 @@ def shared_out(amount: int, parts: list[int]) -> list[int]:
     total = sum(parts)
     if not total:
         return [0] * len(parts)
-    shares = [amount * part // total for part in parts]
+    exact = [divmod(amount * part, total) for part in parts]
+    shares = [share for share, _ in exact]
     left = amount - sum(shares)
     if left:
-        order = sorted(range(len(parts)), key=lambda i: (-(amount * parts[i] % total), i))
-        for i in order[:left]:
+        remainders = [remainder for _, remainder in exact]
+        order = sorted(range(len(parts)), key=remainders.__getitem__, reverse=True)
+        for i in order[:left]:  # of equal ones the first
             shares[i] += 1
     return shares
 
