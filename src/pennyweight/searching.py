@@ -88,7 +88,7 @@ class Export:
                 prefix=settings.prefix,
                 timeout_seconds=settings.timeout_seconds,
             ),
-            Documents(lambda asset: book.standing.assets[asset].scale, book.store.entry),
+            Documents(lambda asset: book.standing.assets[asset].scale, book.store),
             INDICES,
             cursor=CURSOR,
             entries_max=page_of(config),

@@ -33,6 +33,9 @@ START = 1_760_000_000_000_000
 CURSOR = "export:search"
 
 
+AT = b"2026-01-02T03:04:05.000006Z"
+
+
 class Rig:
     def __init__(self, stub: SearchStub, store: MemoryStore | None = None) -> None:
         self.stub = stub
@@ -42,9 +45,7 @@ class Rig:
         )
         self.book.start()
         self.exporters: list[Exporter] = []
-        self.make = Documents(
-            lambda asset: self.book.standing.assets[asset].scale, self.store.entry
-        )
+        self.make = Documents(lambda asset: self.book.standing.assets[asset].scale, self.store)
 
     def execute(self, command: Command, *, cursor: CursorMove | None = None) -> int:
         done = threading.Event()
@@ -385,7 +386,7 @@ def test_sink_that_is_ahead_of_a_restored_book_is_sent_nothing(rig: Rig) -> None
     first = rig.exporter()
     rig.wait_for_all()
     first.stop()
-    source = b'{"sequence":1000,"book":"main","incarnation":"first"}'
+    source = b'{"sequence":1000,"book":"main","incarnation":"first","committed_at":"%b"}' % AT
     rig.stub.engine.indices["entries-000001"].documents["1000"] = (1000, source)
     exporter = rig.exporter()
     wait_for(lambda: "pennyweight recover" in exporter.status)
@@ -405,7 +406,25 @@ def test_sink_that_is_ahead_of_a_restored_book_is_sent_nothing(rig: Rig) -> None
 
 
 @pytest.mark.parametrize(
-    "lost", [b'"lost"', b'"first","committed_at":"2026-01-02T03:04:05.000006Z"']
+    "told",
+    [
+        b'{"sequence":7,"of":"somebody"}',
+        b'{"sequence":"7","book":"main","incarnation":"first","committed_at":1}',
+        b'{"sequence":7,"book":"main","incarnation":"first","committed_at":"yesterday"}',
+    ],
+)
+def test_entries_that_are_no_book_s_are_left_alone(rig: Rig, told: bytes) -> None:
+    rig.open(1, 2, 3)
+    with Search(rig.stub.url) as link:
+        link.create("entries")
+    rig.stub.engine.indices["entries-000001"].documents["7"] = (7, told)
+    exporter = rig.exporter()
+    wait_for(lambda: "entries that are no book's" in exporter.status)
+    assert rig.there == {"7"}
+
+
+@pytest.mark.parametrize(
+    "lost", [b'"lost","committed_at":"%b"' % AT, b'"first","committed_at":"%b"' % AT]
 )
 def test_sink_with_entries_of_a_lost_life_is_sent_nothing(rig: Rig, lost: bytes) -> None:
     """The book has grown past what it lost: the names of its lives tell, or times of commits."""

@@ -37,7 +37,7 @@ def journal(book: Path, *, index: str) -> dict[str, int]:
     store = open_reader(book)
     try:
         assets = assets_of(store)
-        make = Documents(lambda asset: assets[asset].scale, store.entry, [index])
+        make = Documents(lambda asset: assets[asset].scale, store, [index])
         wanted = {}
         for sequence, body in store.entries(0, 100_000):
             header = store.batch_at(sequence=sequence)
@@ -89,8 +89,8 @@ def test_documents_of_another_book_are_left_alone(
     for more in ((), ("--index", "portfolios"), ("--again",)):
         ran = cli(*words, *more)
         assert ran.code == 1
-        assert "has documents of another book, main (life " in ran.err
-        assert "give each book a --prefix of its own" in ran.err
+        assert "has entry 1 of book main (life " in ran.err
+        assert "this book does not have it: give each book a --prefix of its own" in ran.err
         assert stub.engine.versions("entries") == before
         assert len(stub.engine.indices) == len(INDICES)
     assert cli(*words, "--prefix", "other-").code == 0

@@ -368,8 +368,12 @@ def test_update_that_was_queued_is_a_repeat_when_it_comes_directly(seeded: Desk)
         assert direct.headers["location"] == "/rebalance-updates/1"
         assert direct.headers["idempotent-replayed"] == "true"
     assert len(seeded.transactions()) == 2
-    other = {**body, "new_allocation": SEED}
-    assert seeded.code("POST", "/rebalance", other) == (422, "key_reused")
+    other = seeded.send("POST", "/rebalance", {**body, "new_allocation": SEED})
+    assert (other.status, other.json["code"], other.json["figures"]["field"]) == (
+        422,
+        "key_reused",
+        "allocation",
+    )
 
 
 def test_update_that_came_directly_is_a_repeat_when_it_is_queued(seeded: Desk) -> None:

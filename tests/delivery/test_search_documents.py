@@ -36,7 +36,7 @@ class Stage:
         self._now = START
         self.book = InlineBook(open_engine(self.store, now=START), self.store, self._clock)
         self.make = Documents(
-            lambda asset: self.book.engine.standing.assets[asset].scale, self.store.entry
+            lambda asset: self.book.engine.standing.assets[asset].scale, self.store
         )
 
     def _clock(self) -> int:
@@ -257,7 +257,7 @@ def test_queued_update_makes_transactions_once_it_is_taken(stage: Stage) -> None
 
 
 def test_only_what_is_wanted(stage: Stage, rebalanced: int) -> None:
-    make = Documents(lambda _: 0, stage.store.entry, ["portfolios"])
+    make = Documents(lambda _: 0, stage.store, ["portfolios"])
     assert [one.index for one in stage.made(rebalanced, make)] == ["portfolios"]
 
 

@@ -200,7 +200,7 @@ class Searchable:
     """The documents that the journal makes, by index: of each its version and its source."""
 
     def __init__(self, store: Store) -> None:
-        self._make = Documents(lambda _: 18, store.entry)
+        self._make = Documents(lambda _: 18, store)
         self._store = store
         self._header: Any = None
         self.wanted: dict[str, dict[str, tuple[int, bytes]]] = {name: {} for name in INDICES}

@@ -363,9 +363,6 @@ DAMAGE = [
     ("update", answered(previous=5), "it answers previous"),
     ("update again", answered(previous=0), "it answers previous"),
     ("update again", answered(trades_before=0), "it answers trades_before"),
-    ("update", answered(superseded=[1]), "it answers superseded"),
-    ("update again", answered(superseded=[1]), "it answers superseded"),
-    ("repeat", answered(superseded=[1]), "does not repeat run"),
     ("update", answered(policy_version=1), "it answers policy_version"),
     ("update", answered(currency="USD"), "it answers currency"),
     # what it writes

@@ -299,7 +299,7 @@ def test_settlement_id_is_bound_by_the_replay_too():
     assert stage.book.engine.standing.cursors == {CURSOR: 1}
     other = stage.execute(trade("1", "5", settlement_id="s"), key=key)
     assert refused(other) is Reason.KEY_REUSED
-    assert other.figures["field"] == "command"
+    assert other.figures["field"] == "sold_quantity"
 
 
 def test_replay_of_a_settlement_id_that_was_booked_meanwhile_is_refused():

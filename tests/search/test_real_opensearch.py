@@ -73,9 +73,7 @@ class Rig:
 
     def wanted(self, index: str) -> dict[str, int]:
         """The ids and versions that the journal says an index should have."""
-        make = Documents(
-            lambda asset: self.book.standing.assets[asset].scale, self.store.entry, [index]
-        )
+        make = Documents(lambda asset: self.book.standing.assets[asset].scale, self.store, [index])
         wanted: dict[str, int] = {}
         for sequence, body in self.store.entries(0, 1_000_000):
             header = self.store.batch_at(sequence=sequence)

@@ -1,5 +1,6 @@
 """What goes wrong between a book and its server: nothing twice, nothing lost, and words for it."""
 
+import errno
 import random
 import threading
 import time
@@ -24,7 +25,7 @@ from pennyweight.engine.verification import check_tail
 from pennyweight.simulators.pgfaults import FaultProxy
 from pennyweight.simulators.pgrules import Fault, Rule
 from pennyweight.simulators.postgres import PostgresServer
-from pennyweight.stores.postgres import PostgresStore, append, channel, readers
+from pennyweight.stores.postgres import PostgresStore, append, channel, place, readers
 from stores.batches import account, append_of, dump
 
 T = TypeVar("T")
@@ -527,6 +528,28 @@ def test_line_that_the_library_let_go_of_can_still_be_cut(database: str):
             closing = in_thread(channel.close)
         assert closing() == (None, "")
         store.append(append_of(store.head(), key="after"))
+
+
+def test_connection_without_a_descriptor_left_for_it_is_unavailable(
+    database: str, monkeypatch: pytest.MonkeyPatch
+):
+    with opened(database) as store:
+        batch = append_of(store.head())
+        end_connections(database)
+        with monkeypatch.context() as patch:
+            patch.setattr(place.os, "dup", _none_left)
+            for call in (
+                store.head,
+                lambda: store.append(batch),
+                lambda: store.claim("one", "", 9),
+            ):
+                assert failure_of(call) == (StoreUnavailable, "store_unavailable")
+        store.append(batch)
+        assert store.head() == batch.head
+
+
+def _none_left(_: int) -> int:
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 # ── many at once ──────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import structlog
@@ -53,7 +53,15 @@ RETRY_SECONDS_MAX = 2.0
 ENTRIES = "entries"
 """The index of which the newest document says how far the search engine is."""
 
-WHOSE = ("sequence", "book", "incarnation", "committed_at")
+
+class _Whose(msgspec.Struct, frozen=True):
+    sequence: Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+    book: str
+    incarnation: str
+    committed_at: Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+WHOSE = _Whose.__struct_fields__
 """Fields of its documents that say which entry of which book they are of."""
 
 LACKS = "lacks_until"
@@ -237,19 +245,25 @@ def documents_of(
             yield from made
 
 
+def _whose(told: Mapping[str, Any]) -> _Whose | None:
+    try:
+        return msgspec.convert(told, _Whose)
+    except msgspec.ValidationError:
+        return None
+
+
 def is_entry_of(store: Committed, told: Mapping[str, Any]) -> bool:
     """Whether a document of `ENTRIES`, of which `WHOSE` are given, is of an entry that a book has.
 
     Raises StoreError.
     """
-    if not all(told.get(field) for field in WHOSE):
-        return False
-    header = store.batch_at(sequence=told["sequence"])
+    whose = _whose(told)
+    header = None if whose is None else store.batch_at(sequence=whose.sequence)
     return (
-        header is not None
-        and (header.book, header.incarnation) == (told["book"], told["incarnation"])
-        and datetime.fromisoformat(told["committed_at"])
-        == _EPOCH + timedelta(microseconds=header.committed_at)
+        whose is not None
+        and header is not None
+        and (header.book, header.incarnation) == (whose.book, whose.incarnation)
+        and _EPOCH + timedelta(microseconds=header.committed_at) == whose.committed_at
     )
 
 
@@ -466,12 +480,17 @@ class Exporter(Following):
         """See whether what is there is of this book, and of the life it has. Raises BookBehind."""
         if newest is None:
             return
-        sequence, book, life = newest["sequence"], newest["book"], newest["incarnation"]
-        head = self._book.engine.head
-        if book != head.book:
+        whose, head = _whose(newest), self._book.engine.head
+        if whose is None:
             raise BookBehind(
-                f"{link.name} has documents of book {book}; each book needs a search.prefix of its own"
+                f"{link.name} has entries that are no book's: rename that index, or set search.prefix"
             )
+        if whose.book != head.book:
+            raise BookBehind(
+                f"{link.name} has documents of book {whose.book}; each book needs a search.prefix "
+                "of its own"
+            )
+        sequence, life = whose.sequence, whose.incarnation
         if sequence > head.sequence and life == head.incarnation:
             raise BookBehind(
                 f"{link.name} has entry {sequence}, but the book ends at entry {head.sequence}: if it "

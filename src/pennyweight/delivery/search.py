@@ -37,9 +37,9 @@ from pennyweight.delivery.portfolios_shown import (
     shown_transactions,
 )
 from pennyweight.engine.engine import MoveCursor
-from pennyweight.engine.port import BatchHeader
+from pennyweight.engine.port import BatchHeader, Committed
 from pennyweight.ledger.accounts import holder_of, unescape_user_id
-from pennyweight.ledger.entries import FORMAT, CorruptEntry, Opening, Transfer, decode_entry
+from pennyweight.ledger.entries import FORMAT, CorruptEntry, Opening, Transfer
 from pennyweight.ledger.holds import Hold, HoldChange, HoldState
 from pennyweight.ledger.money import format_amount
 from pennyweight.ledger.records import Record
@@ -48,12 +48,12 @@ from pennyweight.products import loans, payments, portfolios, withdrawals
 from pennyweight.products.loans.shared import LOAN, Loan, read_loan
 from pennyweight.products.loans.shared import SCALE as LOANS_SCALE
 from pennyweight.products.payments import Pay, PayBatch, PaymentAnswer, PaymentsAnswer
-from pennyweight.products.portfolios.execute import Execution
+from pennyweight.products.portfolios.execute import Execution, executions_of
 from pennyweight.products.portfolios.queue import TakenAnswer, TakeUpdate
 from pennyweight.products.portfolios.rebalance import Rebalance
-from pennyweight.products.portfolios.runs import run_in
 from pennyweight.products.portfolios.shared import (
     EXECUTION,
+    LINES_MAX,
     PORTFOLIO,
     REPLAY,
     Portfolio,
@@ -82,12 +82,13 @@ _STATES = {
 class _Record(msgspec.Struct, frozen=True, gc=False):
     kind: str
     id: str
+    version: int
     body: msgspec.Raw
     holder: str = ""
 
     def whole(self) -> Record:
         """Return it as the product reads it."""
-        return Record(self.kind, self.id, "", 0, self.body, holder=self.holder)
+        return Record(self.kind, self.id, "", self.version, self.body, holder=self.holder)
 
 
 class _Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -239,28 +240,23 @@ class Documents:
     def __init__(
         self,
         scale_of: Callable[[str], int],
-        read: Callable[[int], bytes | None],
+        store: Committed,
         wanted: Iterable[str] = (),
     ) -> None:
-        """`scale_of` returns an asset's scale, `read` an entry's body.
+        """`scale_of` returns an asset's scale, `store` has the journal that entries are of.
 
-        The latter is needed where a transaction is executed, or superseded: what it was stands
+        The latter is asked where a transaction is executed, or superseded: what it was stands
         in the entry of its run. `wanted` are the indices that documents are made for; none given: all.
         """
         self._scale_of = scale_of
-        self._read = read
+        self._store = store
         self._wanted = frozenset(wanted) or frozenset(INDICES)
         self._header: BatchHeader | None = None
         self._at = ""
 
     def __call__(self, header: BatchHeader, sequence: int, body: bytes) -> list[Document]:
         """Return the documents of an entry, each id once. Raises CorruptEntry."""
-        if body[:1] != FORMAT:
-            raise CorruptEntry(f"unknown format byte {body[:1]!r}")
-        try:
-            entry = _entry_decoder.decode(memoryview(body)[1:])
-        except msgspec.DecodeError as error:
-            raise CorruptEntry(str(error)) from error
+        entry = _decoded(body)
         if entry.command == MoveCursor.name and entry.product == MoveCursor.product:
             return []
         if header is not self._header:
@@ -414,28 +410,74 @@ class Documents:
             if record.kind == PORTFOLIO:
                 yield _portfolio(record.id, read_portfolio(record.whole()), sequence)
             elif record.kind == EXECUTION:
-                executed = _execution_decoder.decode(record.body)
-                state, position = State("executed", executed), executed.fill.position
-                yield from self._ended(executed.run, (position,), state, sequence)
-        read = _RUNS.get(entry.command)
-        answer = None if read is None else read(entry.answer)
+                yield from self._executed(_execution_decoder.decode(record.body), sequence)
+        answer = _answer_in(entry)
         if answer is None or answer.result != "rebalanced":
             return  # nothing new: a repeat names the transactions of the run before
         for position, shown in enumerate(shown_transactions(answer), 1):
             yield _transaction(shown, answer.run, position, sequence)
-        if answer.superseded and TRANSACTIONS in self._wanted:
-            yield from self._ended(answer.previous, answer.superseded, SUPERSEDED, sequence)
+        if answer.previous == answer.trades_before and TRANSACTIONS in self._wanted:
+            yield from self._superseded(entry, answer.previous, sequence)
 
-    def _ended(
-        self, run: int, positions: Iterable[int], state: State, sequence: int
-    ) -> Iterator[Document]:
-        """Yield transactions of an earlier run, all of each; that run's entry tells the rest."""
-        body = self._read(run)
-        answer = None if body is None else run_in(decode_entry(body))
-        shown = [] if answer is None else shown_transactions(answer, lambda _: state)
-        for position in positions:
-            if 0 < position <= len(shown):
-                yield _transaction(shown[position - 1], run, position, sequence)
+    def _superseded(self, entry: _Entry, run: int, sequence: int) -> Iterator[Document]:
+        """Yield the transactions of the run before a new one, but for those that are executed.
+
+        None is where nothing has written the portfolio in between. One that is executed after
+        the new run is that in the end, whenever this is asked.
+        """
+        before = self._before(run)
+        if before is None:
+            return
+        is_next = _version_in(entry) == _version_in(before) + 1
+        executed = {} if is_next else executions_of(run, self._store)
+        left = [one for one in range(1, LINES_MAX + 1) if one not in executed]
+        yield from _ended(before, run, left, SUPERSEDED, sequence)
+
+    def _executed(self, execution: Execution, sequence: int) -> Iterator[Document]:
+        """Yield the transaction that was executed."""
+        before = self._before(execution.run)
+        if before is not None:
+            state = State("executed", execution)
+            yield from _ended(before, execution.run, (execution.fill.position,), state, sequence)
+
+    def _before(self, sequence: int) -> _Entry | None:
+        """Return an earlier entry. Raises CorruptEntry."""
+        body = self._store.entry(sequence) if sequence else None
+        return None if body is None else _decoded(body)
+
+
+def _decoded(body: bytes) -> _Entry:
+    """Read an entry as far as it is looked at. Raises CorruptEntry."""
+    if body[:1] != FORMAT:
+        raise CorruptEntry(f"unknown format byte {body[:1]!r}")
+    try:
+        return _entry_decoder.decode(memoryview(body)[1:])
+    except msgspec.DecodeError as error:
+        raise CorruptEntry(str(error)) from error
+
+
+def _answer_in(entry: _Entry) -> RunAnswer | None:
+    """Return what an entry of an update answered, None for any other entry."""
+    read = _RUNS.get(entry.command)
+    return None if read is None else read(entry.answer)
+
+
+def _version_in(entry: _Entry) -> int:
+    """Return the version of the portfolio that an entry wrote, 0 if it wrote none."""
+    return next((record.version for record in entry.records if record.kind == PORTFOLIO), 0)
+
+
+def _ended(
+    entry: _Entry, run: int, positions: Iterable[int], state: State, sequence: int
+) -> Iterator[Document]:
+    """Yield transactions that the entry of a run made, all of each, in their new state."""
+    answer = _answer_in(entry)
+    if answer is None or answer.run != run:
+        return
+    shown = shown_transactions(answer, lambda _: state)
+    for position in positions:
+        if 0 < position <= len(shown):
+            yield _transaction(shown[position - 1], run, position, sequence)
 
 
 def _transaction(shown: TransactionShown, run: int, position: int, sequence: int) -> Document:

@@ -548,18 +548,19 @@ class Engine:
             return Receipt(earlier.sequence, msgspec.json.decode(earlier.answer), is_replayed=True)
         if earlier.command == Abandon.name:
             refuse(Reason.KEY_ABANDONED, f"key {key!r} was abandoned")
-        answer_type = command.answer_type
+        fields, answer_type = bytes(earlier.fields), command.answer_type
         if earlier.command != command.name:
-            answer_type = command.answer_type_of(earlier)
-            if answer_type is None:
+            twin = command.twin_in(earlier)
+            if twin is None:
                 refuse(
                     Reason.KEY_REUSED,
                     f"key {key!r} belongs to another command",
                     field="command",
                     sequence=earlier.sequence,
                 )
-        elif bytes(earlier.fields) != (mine := fingerprint(command)):
-            field = differing_field(bytes(earlier.fields), mine)
+            fields, answer_type = twin
+        if fields != (mine := fingerprint(command)):
+            field = differing_field(fields, mine)
             if field or earlier.version == command.version:
                 refuse(
                     Reason.KEY_REUSED,

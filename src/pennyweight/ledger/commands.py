@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -50,6 +50,17 @@ class Wanted(Protocol):
         """The record that carries a unique name, if any."""
 
 
+class Twin(NamedTuple):
+    """What an entry says in terms of another command.
+
+    `fields` are the counted fields which that command would have, as JSON; `answer_type` is
+    the type of the entry's answer.
+    """
+
+    fields: bytes
+    answer_type: Any
+
+
 class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A request or a fact for the book; products derive theirs from it.
 
@@ -64,7 +75,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     counted: ClassVar[tuple[str, ...]]
     answer_type: ClassVar[Any]
     other_answer_types: ClassVar[tuple[Any, ...]] = ()
-    """What else `answer_type_of` may return; the JSON of none can be read as another."""
+    """Other types that a twin's answer may have; the JSON of none can be read as another."""
     version: ClassVar[int] = 1
     is_admitting: ClassVar[bool] = True
 
@@ -79,11 +90,11 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         `decide` makes the same check for a free key.
         """
 
-    def answer_type_of(self, earlier: Entry) -> Any:  # noqa: ARG002 - a product may know better
-        """Return the type of the answer of another command's entry, which bound this one's key.
+    def twin_in(self, earlier: Entry) -> Twin | None:  # noqa: ARG002 - a product may know better
+        """Return what another command's entry, which bound this one's key, says in this one's terms.
 
-        It is the answer to this one too, as the entry did just what this one asks. None if
-        it did something else: then the key is reused.
+        If it says the same, its answer is the answer to this one too. None where it can say
+        nothing of the kind: then the key is reused.
         """
         return None
 

@@ -325,7 +325,7 @@ def _export(inline: InlineBook, url: str, report: Report) -> tuple[Row, Usage | 
     exporter = Exporter(
         book,
         partial(Search, url),
-        Documents(lambda asset: book.standing.assets[asset].scale, book.store.entry),
+        Documents(lambda asset: book.standing.assets[asset].scale, book.store),
         INDICES,
         cursor="export:bench",
     )

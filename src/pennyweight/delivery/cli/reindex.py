@@ -173,7 +173,7 @@ class _Reindexing:
         self._counts: Counts = Counts()
         self._headers = BatchHeaders(book)
         self._scales: dict[str, int] = {}
-        self._make = Documents(self._scale_of, book.entry, names)
+        self._make = Documents(self._scale_of, book, names)
         self._into: dict[str, str] = {}
         self._courier = Courier(link, self._counts, pause=stop.wait, into=self._into)
         self._position = 0
@@ -222,9 +222,9 @@ class _Reindexing:
         }
 
     def _check_book(self) -> None:
-        """Look whether what is there is this book's, as the first entries tell. Raises LinkError, UserError.
+        """Look whether what is there is this book's, as the first entry there tells.
 
-        The last ones may be of what it has lost.
+        The last ones may be of what it has lost. Raises LinkError, UserError.
         """
         from pennyweight.agents.exporter import ENTRIES, WHOSE, is_entry_of  # noqa: PLC0415 - as above
 
@@ -232,9 +232,10 @@ class _Reindexing:
         oldest = None if link.place(ENTRIES) is None else link.oldest(ENTRIES, WHOSE)
         if oldest is not None and not is_entry_of(self._book, oldest):
             raise UserError(
-                f"{link.name} has documents of another book, {oldest.get('book')} (life "
-                f"{oldest.get('incarnation')}), behind {link.alias(ENTRIES)}: give each book a "
-                "--prefix of its own (search.prefix); if that book is no more, delete its indices first"
+                f"{link.name} has entry {oldest.get('sequence')} of book {oldest.get('book')} (life "
+                f"{oldest.get('incarnation')}) as the first one in {link.alias(ENTRIES)}, and this "
+                "book does not have it: give each book a --prefix of its own (search.prefix); if "
+                "nobody has that book any more, delete its indices first"
             )
 
     def _begin(self, before: dict[str, str | None], *, is_again: bool) -> None:

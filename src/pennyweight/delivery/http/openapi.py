@@ -109,7 +109,8 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
 
 
 def _types_of(documentation: Documentation) -> list[Any]:
-    return [t for t in (documentation.request, documentation.answer) if t is not None]
+    types = (documentation.request, documentation.answer, documentation.accepted)
+    return [t for t in types if t is not None]
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
@@ -162,6 +163,12 @@ def _operation(route: Route, shapes: list[Any], problem: Any) -> dict[str, Any]:
         str(documentation.status): answer,
         **_errors(route, problem),
     }
+    if documentation.accepted is not None:
+        location = {"description": "Where to ask later.", "schema": {"type": "string"}}
+        operation["responses"]["202"].update(
+            content=_content(JSON, next(remaining), documentation.accepted_example),
+            headers={"Location": location},
+        )
     if route.face:
         operation["security"] = [{}, {"key": []}]
     return operation

@@ -36,7 +36,6 @@ from pennyweight.delivery.http.portfolios_shapes import (
     update_decoder,
 )
 from pennyweight.delivery.http.portfolios_view import (
-    executions_of,
     figures_of,
     get_portfolio,
     get_run,
@@ -99,7 +98,12 @@ from pennyweight.ledger.commands import Command
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.portfolios import PRODUCT
-from pennyweight.products.portfolios.execute import ExecuteTransactions, ExecutionAnswer, Fill
+from pennyweight.products.portfolios.execute import (
+    ExecuteTransactions,
+    ExecutionAnswer,
+    Fill,
+    executions_of,
+)
 from pennyweight.products.portfolios.queue import QueueUpdate
 from pennyweight.products.portfolios.rebalance import Rebalance
 from pennyweight.products.portfolios.setup import (
@@ -528,6 +532,8 @@ def _update_routes(clock: Callable[[], int]) -> list[Route]:
                 request_example=examples.UPDATE,
                 answer=list[TransactionShown],
                 answer_example=examples.TRANSACTIONS,
+                accepted=UpdateQueued,
+                accepted_example=examples.UPDATE_QUEUED,
                 parameters={"mode": "`async` queues the update; `sync` does not."},
                 errors={
                     202: "The update is queued (mode=async), or was.",

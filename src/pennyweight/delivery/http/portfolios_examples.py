@@ -100,6 +100,8 @@ PORTFOLIO: dict[str, Any] = {
     "last_run_at": _WHEN,
     "open_transactions": ["12-1", "12-2"],
 }
+UPDATE_QUEUED = {"update_id": 7, "status": "queued", "href": "/rebalance-updates/7"}
+
 UPDATE_DONE = {
     "update_id": 7,
     "user_id": "1",

@@ -115,7 +115,10 @@ class PortfoliosPage(msgspec.Struct, frozen=True):
 
 
 class UpdateQueued(msgspec.Struct, frozen=True, gc=False):
-    """An update that is kept, and where to ask what became of it."""
+    """An update that is kept, and where to ask what became of it.
+
+    It says the same when the update comes again, whatever has become of it since.
+    """
 
     update_id: int
     status: Literal["queued"]

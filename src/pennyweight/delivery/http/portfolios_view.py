@@ -41,13 +41,11 @@ from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import Store
 from pennyweight.ledger.accounts import user_holder
 from pennyweight.ledger.entries import Entry, decode_entry
-from pennyweight.products.portfolios.execute import Execution
+from pennyweight.products.portfolios.execute import executions_of
 from pennyweight.products.portfolios.queue import Queued
 from pennyweight.products.portfolios.runs import history, run_in
 from pennyweight.products.portfolios.setup import PolicyVersion
 from pennyweight.products.portfolios.shared import (
-    EXECUTION,
-    LINES_MAX,
     POLICY,
     PORTFOLIO,
     UPDATE,
@@ -114,13 +112,6 @@ def _entries(store: Store) -> Callable[[int], Entry | None]:
         return None if body is None else decode_entry(body)
 
     return read
-
-
-def executions_of(run: int, store: Store) -> dict[int, Execution]:
-    """Return what was executed of a run, by position."""
-    records = store.records(EXECUTION, label=f"run:{run}", limit=LINES_MAX)
-    found: list[Execution] = [record.read(Execution) for record in records]
-    return {execution.fill.position: execution for execution in found}
 
 
 def _states(answer: RunAnswer, last_run: int, store: Store) -> Callable[[int], State]:

@@ -53,6 +53,7 @@ class Documentation(msgspec.Struct, frozen=True, kw_only=True):
 
     `request` and `answer` are msgspec types (None: no body). `errors` maps statuses to a
     sentence. Examples are JSON values. `parameters` are query parameters, name to sentence.
+    With a type in `accepted` the route may answer 202, and where to ask later in `Location`.
     """
 
     summary: str
@@ -62,6 +63,8 @@ class Documentation(msgspec.Struct, frozen=True, kw_only=True):
     status: int = 200
     request_example: Any = None
     answer_example: Any = None
+    accepted: Any = None
+    accepted_example: Any = None
     errors: dict[int, str] = {}
     parameters: dict[str, str] = {}
 

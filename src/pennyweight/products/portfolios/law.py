@@ -319,8 +319,7 @@ class PortfoliosLaw:
             return {}
         if result == "repeat":
             done = [one for one in range(1, len(answer.trades) + 1) if one not in known.open]
-            is_same = _digest(answer) == life.run and not answer.superseded
-            if not is_same or list(answer.executed) != done:
+            if _digest(answer) != life.run or list(answer.executed) != done:
                 raise Wrong(f"it does not repeat run {known.run} as that was answered")
             return {}
         as_of = command.as_of
@@ -341,7 +340,6 @@ class PortfoliosLaw:
                 policy_version=known.policy_version,
                 as_of=as_of,
                 currency=said.currency,
-                superseded=known.open,
             ),
         )
         count = len(answer.trades)
@@ -536,7 +534,7 @@ def _equal(answer: msgspec.Struct, due: msgspec.Struct) -> None:
 
 def _digest(answer: RunAnswer) -> bytes:
     """Return a digest of what a run answered, whether first or again."""
-    first = msgspec.structs.replace(answer, result="rebalanced", executed=(), superseded=())
+    first = msgspec.structs.replace(answer, result="rebalanced", executed=())
     return blake2b(_encoder.encode(first), digest_size=16).digest()
 
 

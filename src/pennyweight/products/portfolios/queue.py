@@ -5,17 +5,17 @@ is a command of its own: the update is decided as one that came when it was queu
 came of it, also a refusal, is kept with the number.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from pennyweight.ledger.accounts import user_holder
-from pennyweight.ledger.commands import Command, Wanted
+from pennyweight.ledger.commands import Command, Twin, Wanted, fingerprint
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.records import Mark
 from pennyweight.ledger.refusals import Reason, Refused, refuse
-from pennyweight.products.portfolios.rebalance import Rebalance, told_before
+from pennyweight.products.portfolios.rebalance import Rebalance, update_in
 from pennyweight.products.portfolios.shared import (
     PRODUCT,
     QUEUE,
@@ -74,9 +74,10 @@ class QueueUpdate(Command, frozen=True):
         """The user, with whom the portfolio is kept."""
         wanted.holder(user_holder(self.update.user))
 
-    def answer_type_of(self, earlier: Entry) -> Any:
-        """See `told_before`."""
-        return told_before(self.update, earlier)
+    def twin_in(self, earlier: Entry) -> Twin | None:
+        """See `update_in`."""
+        found = update_in(earlier)
+        return None if found is None else Twin(fingerprint(QueueUpdate(found[0])), found[1])
 
     def decide(self, draft: Draft) -> QueuedAnswer:
         """See the class."""

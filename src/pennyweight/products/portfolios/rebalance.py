@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from pennyweight.ledger.accounts import user_holder
-from pennyweight.ledger.commands import Command, Wanted
+from pennyweight.ledger.commands import Command, Twin, Wanted, fingerprint
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.refusals import Reason, refuse
@@ -97,9 +97,10 @@ class Rebalance(Command, frozen=True):
         """The user, with whom the portfolio is kept."""
         wanted.holder(user_holder(self.user))
 
-    def answer_type_of(self, earlier: Entry) -> Any:
-        """See `told_before`."""
-        return told_before(self, earlier)
+    def twin_in(self, earlier: Entry) -> Twin | None:
+        """See `update_in`."""
+        found = update_in(earlier)
+        return None if found is None else Twin(fingerprint(found[0]), found[1])
 
     def decide(self, draft: Draft) -> RunAnswer:
         """See the class."""
@@ -199,20 +200,18 @@ class _Around(msgspec.Struct):
 _ANSWERS = {Rebalance.name: RunAnswer, REPLAY: RunAnswer, QUEUE_UPDATE: QueuedAnswer}
 
 
-def told_before(update: Rebalance, earlier: Entry) -> Any:
-    """Return the type of what an entry answered that took this very update in, None if none did.
+def update_in(entry: Entry) -> tuple[Rebalance, Any] | None:
+    """Return the update that an entry took in, and the type of its answer, None if it took none.
 
-    It may have been taken directly, out of a dead letter, or into the queue: the same update
-    under the same request id has one effect, whichever way it comes.
+    It may have come directly, out of a dead letter, or into the queue: the same update under
+    the same request id has one effect, whichever way it comes.
     """
-    answer_type = _ANSWERS.get(earlier.command)
+    answer_type = _ANSWERS.get(entry.command)
     if answer_type is None:
         return None
-    if earlier.command == Rebalance.name:
-        found = msgspec.json.decode(earlier.fields, type=Rebalance)
-    else:
-        found = msgspec.json.decode(earlier.fields, type=_Around).update
-    return answer_type if found == update else None
+    if entry.command == Rebalance.name:
+        return msgspec.json.decode(entry.fields, type=Rebalance), answer_type
+    return msgspec.json.decode(entry.fields, type=_Around).update, answer_type
 
 
 def _nothing_new(why: Nothing, user: str, portfolio: Portfolio, draft: Draft) -> RunAnswer:
@@ -255,7 +254,7 @@ def _run(user: str, found: Found, after: Portfolio, draft: Draft) -> RunAnswer:
         traded_before=before.traded_at,
     )
     put_portfolio(draft, user, after, found.record)
-    return _answer("rebalanced", user, after, lines, superseded=before.open)
+    return _answer("rebalanced", user, after, lines)
 
 
 def repeated(user: str, portfolio: Portfolio, draft: Draft) -> RunAnswer:
@@ -263,7 +262,7 @@ def repeated(user: str, portfolio: Portfolio, draft: Draft) -> RunAnswer:
     lines = lines_of(portfolio, portfolio.traded_before or portfolio.created_at, draft)
     count = sum(1 for line in lines if line.change)
     executed = tuple(one for one in range(1, count + 1) if one not in portfolio.open)
-    return _answer("repeat", user, portfolio, lines, executed=executed)
+    return _answer("repeat", user, portfolio, lines, executed)
 
 
 def _answer(
@@ -271,9 +270,7 @@ def _answer(
     user: str,
     portfolio: Portfolio,
     lines: tuple[Line, ...],
-    *,
     executed: tuple[int, ...] = (),
-    superseded: tuple[int, ...] = (),
 ) -> RunAnswer:
     return RunAnswer(
         result,
@@ -287,5 +284,4 @@ def _answer(
         portfolio.as_of,
         portfolio.currency,
         executed,
-        superseded,
     )

@@ -320,8 +320,7 @@ class RunAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     order: sales before purchases, by drift, then by name; all others follow by name. An
     update that is outdated has none. `executed` are the positions of those that are executed
     when they are told again. `previous` is the run before this one, `trades_before`
-    the one before it that had transactions, 0 for none. `superseded` are the positions of the
-    previous run's transactions that nobody had executed: they are not to be executed any more.
+    the one before it that had transactions, 0 for none.
     """
 
     result: Literal["rebalanced", "repeat", "outdated"]
@@ -335,7 +334,6 @@ class RunAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     as_of: int = 0
     currency: str = ""
     executed: tuple[int, ...] = ()
-    superseded: tuple[int, ...] = ()
 
     @property
     def trades(self) -> tuple[Line, ...]:

@@ -7,13 +7,13 @@ free again. Sold more: the excess is debited, and what the user lacks is owed (a
 paid back by later credits of that token. Nothing sold: the withdrawal is cancelled.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from pennyweight.ledger import letters
 from pennyweight.ledger.accounts import SUSPENSE, Account, user_holder
-from pennyweight.ledger.commands import Command, Wanted
+from pennyweight.ledger.commands import Command, Twin, Wanted, fingerprint
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.entries import Entry
 from pennyweight.ledger.holds import Hold, HoldState
@@ -117,9 +117,10 @@ class Settle(Command, frozen=True):
         else:
             wanted.open_holds(f"{holder}:{self.sold_token}")
 
-    def answer_type_of(self, earlier: Entry) -> Any:
+    def twin_in(self, earlier: Entry) -> Twin | None:
         """It may have been booked out of a dead letter under its key."""
-        return SettlementAnswer if _settlement_in(earlier) == self else None
+        found = _settlement_in(earlier)
+        return None if found is None else Twin(fingerprint(found), SettlementAnswer)
 
     def decide(self, draft: Draft) -> SettlementAnswer:
         """See the class."""

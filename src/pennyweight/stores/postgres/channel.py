@@ -6,7 +6,6 @@ interpreter's lock. They wait without end, too: `Watchdog` cuts the line of one 
 no answer, and its outcome is unknown then.
 """
 
-import os
 import socket
 import threading
 import time
@@ -22,6 +21,7 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from pennyweight.stores.postgres.errors import ServerError
+from pennyweight.stores.postgres.place import line_of
 
 ANSWER_SECONDS_MAX = 10.0
 """How long a statement may take before its line is cut."""
@@ -65,7 +65,7 @@ class Channel:
     def __init__(
         self, connection: "Connection[tuple[object, ...]]", meter: Meter, *, is_prepared: bool
     ) -> None:
-        """`connection` is this channel's own."""
+        """`connection` is this channel's own; closed where this raises StoreUnavailable."""
         self.connection = connection
         self.is_lost = False
         self.is_doubtful = False
@@ -75,7 +75,7 @@ class Channel:
         self._meter = meter
         self._pgconn: PGconn = connection.pgconn
         self._pgconn.notice_handler = self._noticed
-        self._line = socket.socket(fileno=os.dup(connection.pgconn.socket))
+        self._line = line_of(connection)
         """The same line once more: the library lets go of its own, whenever it finds it broken."""
         self._is_prepared = is_prepared
         self._prepared: set[bytes] = set()

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from pennyweight.engine.port import StoreError
+from pennyweight.engine.port import StoreError, StoreUnavailable
 from pennyweight.stores.postgres.errors import of_connecting
 
 _DEFAULTS = {
@@ -114,11 +114,23 @@ def _set_durable(connection: "psycopg.Connection[Any]") -> None:
         return  # another engine, which has no such setting
 
 
+def line_of(connection: "psycopg.Connection[Any]") -> socket.socket:
+    """Return the socket of a new connection once more, under a descriptor of our own.
+
+    Raises StoreUnavailable, and closes the connection, where there is none left.
+    """
+    try:
+        return socket.socket(fileno=os.dup(connection.pgconn.socket))
+    except (OSError, psycopg.Error) as error:
+        connection.close()
+        raise StoreUnavailable(f"the new connection is of no use: {error}") from None
+
+
 @contextmanager
 def _cut_when_overdue(connection: "psycopg.Connection[Any]") -> Iterator[None]:
     """Shut a new line down if the server does not answer on it: nobody watches it yet."""
     is_over = threading.Lock()
-    line = socket.socket(fileno=os.dup(connection.pgconn.socket))
+    line = line_of(connection)
 
     def cut() -> None:
         with is_over, contextlib.suppress(OSError):
