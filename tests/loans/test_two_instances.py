@@ -331,6 +331,7 @@ def test_owner_frozen_between_intention_and_order(
     world.price("29")
     all_are(world, loans, "liquidating")
     assert not world.branch.listen()
+    wait_for(lambda: wires.orders or how == "unsent")
     frozen.freeze()
     try:
         wait_for(lambda: any(i.is_owner for i in two.cluster.instances if i is not frozen))
