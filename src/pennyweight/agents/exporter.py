@@ -54,15 +54,17 @@ ENTRIES = "entries"
 """The index of which the newest document says how far the search engine is."""
 
 
-class _Whose(msgspec.Struct, frozen=True):
+class Whose(msgspec.Struct, frozen=True):
+    """Which entry of which book a document of `ENTRIES` is of."""
+
     sequence: Annotated[int, msgspec.Meta(ge=1, le=2**62)]
     book: str
     incarnation: str
     committed_at: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-WHOSE = _Whose.__struct_fields__
-"""Fields of its documents that say which entry of which book they are of."""
+WHOSE = Whose.__struct_fields__
+"""The fields of a document that say so."""
 
 LACKS = "lacks_until"
 """What is noted on an index that was made anew: it lacks entries up to this one."""
@@ -245,23 +247,19 @@ def documents_of(
             yield from made
 
 
-def _whose(told: Mapping[str, Any]) -> _Whose | None:
+def whose_of(told: Mapping[str, Any]) -> Whose | None:
+    """Return whose a document is, None if it is no book's."""
     try:
-        return msgspec.convert(told, _Whose)
+        return msgspec.convert(told, Whose)
     except msgspec.ValidationError:
         return None
 
 
-def is_entry_of(store: Committed, told: Mapping[str, Any]) -> bool:
-    """Whether a document of `ENTRIES`, of which `WHOSE` are given, is of an entry that a book has.
-
-    Raises StoreError.
-    """
-    whose = _whose(told)
-    header = None if whose is None else store.batch_at(sequence=whose.sequence)
+def is_entry_of(store: Committed, whose: Whose) -> bool:
+    """Whether a book has the entry that a document is of. Raises StoreError."""
+    header = store.batch_at(sequence=whose.sequence)
     return (
-        whose is not None
-        and header is not None
+        header is not None
         and (header.book, header.incarnation) == (whose.book, whose.incarnation)
         and _EPOCH + timedelta(microseconds=header.committed_at) == whose.committed_at
     )
@@ -480,7 +478,7 @@ class Exporter(Following):
         """See whether what is there is of this book, and of the life it has. Raises BookBehind."""
         if newest is None:
             return
-        whose, head = _whose(newest), self._book.engine.head
+        whose, head = whose_of(newest), self._book.engine.head
         if whose is None:
             raise BookBehind(
                 f"{link.name} has entries that are no book's: rename that index, or set search.prefix"
@@ -496,11 +494,12 @@ class Exporter(Following):
                 f"{link.name} has entry {sequence}, but the book ends at entry {head.sequence}: if it "
                 "was restored, stop it, run `pennyweight recover`, then `pennyweight reindex`"
             )
-        if sequence > head.sequence or not is_entry_of(self._book.store, newest):
+        if sequence > head.sequence or not is_entry_of(self._book.store, whose):
             raise BookBehind(
-                f"{link.name} has entry {sequence} of {newest.get('committed_at')} (life {life}), "
-                "which this book does not have: if they are another book's, give each a search.prefix of its "
-                "own; if they are of what this one has lost, run `pennyweight reindex`"
+                f"{link.name} has entry {sequence} of {newest['committed_at']} (life {life}), "
+                "which this book does not have: if they are another book's, give each a "
+                "search.prefix of its own; if they are of what this one has lost, run "
+                "`pennyweight reindex`"
             )
 
     def _look(self, link: Link, flight: _Flight) -> None:

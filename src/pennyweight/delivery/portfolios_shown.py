@@ -9,8 +9,11 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 
 from pennyweight.delivery.http.wire import rfc3339
+from pennyweight.engine.port import Committed
 from pennyweight.products.portfolios.execute import Execution
 from pennyweight.products.portfolios.shared import (
+    EXECUTION,
+    LINES_MAX,
     WHOLE,
     Band,
     Calendar,
@@ -55,6 +58,13 @@ def proposed(_: int) -> State:
 def told_again(answer: RunAnswer) -> Callable[[int], State]:
     """Return what tells the state of the transactions of a run that is told again."""
     return lambda position: EXECUTED if position in answer.executed else PROPOSED
+
+
+def executions_of(run: int, store: Committed) -> dict[int, Execution]:
+    """Return what was executed of a run, by position."""
+    records = store.records(EXECUTION, label=f"run:{run}", limit=LINES_MAX)
+    found: list[Execution] = [record.read(Execution) for record in records]
+    return {execution.fill.position: execution for execution in found}
 
 
 class ExecutedShown(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

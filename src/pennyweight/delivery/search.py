@@ -1,4 +1,4 @@
-"""What can be searched for: documents made of journal entries. Pure.
+"""What can be searched for: documents made of journal entries.
 
 Every entry is a document of `entries`, under its sequence; but not one that only moves a
 cursor, of which whoever follows the journal makes more than of anything else. What the book
@@ -32,6 +32,7 @@ from pennyweight.delivery.portfolios_shown import (
     SUPERSEDED,
     State,
     TransactionShown,
+    executions_of,
     number,
     show_portfolio,
     shown_transactions,
@@ -48,7 +49,7 @@ from pennyweight.products import loans, payments, portfolios, withdrawals
 from pennyweight.products.loans.shared import LOAN, Loan, read_loan
 from pennyweight.products.loans.shared import SCALE as LOANS_SCALE
 from pennyweight.products.payments import Pay, PayBatch, PaymentAnswer, PaymentsAnswer
-from pennyweight.products.portfolios.execute import Execution, executions_of
+from pennyweight.products.portfolios.execute import Execution
 from pennyweight.products.portfolios.queue import TakenAnswer, TakeUpdate
 from pennyweight.products.portfolios.rebalance import Rebalance
 from pennyweight.products.portfolios.shared import (
@@ -235,7 +236,11 @@ _RUNS: Mapping[str, Callable[[bytes | msgspec.Raw], RunAnswer | None]] = {
 
 
 class Documents:
-    """Makes documents of entries; it remembers the moment of the last batch and nothing else."""
+    """Makes documents of entries.
+
+    What it asks the store may be newer than the entry. Whenever documents are made, those
+    that are left in the end are the same.
+    """
 
     def __init__(
         self,
@@ -271,7 +276,10 @@ class Documents:
             if PAYMENTS in wanted:
                 found += self._payments(sequence, entry)
         elif product == portfolios.PRODUCT:
-            found += [one for one in self._portfolios(sequence, entry) if one.index in wanted]
+            if PORTFOLIOS in wanted:
+                found += _portfolios(sequence, entry)
+            if TRANSACTIONS in wanted:
+                found += self._transactions(sequence, entry)
         elif product == loans.PRODUCT and LOANS in wanted:
             found += self._loans(sequence, entry)
         if entry.holds and WITHDRAWALS in wanted:
@@ -404,19 +412,17 @@ class Documents:
 
     # ── portfolios ────────────────────────────────────────────────────────────────
 
-    def _portfolios(self, sequence: int, entry: _Entry) -> Iterator[Document]:
-        """Yield the portfolios that an entry wrote, and the transactions it made or ended."""
+    def _transactions(self, sequence: int, entry: _Entry) -> Iterator[Document]:
+        """Yield the rebalance transactions that an entry made, executed or superseded."""
         for record in entry.records:
-            if record.kind == PORTFOLIO:
-                yield _portfolio(record.id, read_portfolio(record.whole()), sequence)
-            elif record.kind == EXECUTION:
+            if record.kind == EXECUTION:
                 yield from self._executed(_execution_decoder.decode(record.body), sequence)
         answer = _answer_in(entry)
         if answer is None or answer.result != "rebalanced":
             return  # nothing new: a repeat names the transactions of the run before
         for position, shown in enumerate(shown_transactions(answer), 1):
             yield _transaction(shown, answer.run, position, sequence)
-        if answer.previous == answer.trades_before and TRANSACTIONS in self._wanted:
+        if answer.previous == answer.trades_before:
             yield from self._superseded(entry, answer.previous, sequence)
 
     def _superseded(self, entry: _Entry, run: int, sequence: int) -> Iterator[Document]:
@@ -483,6 +489,13 @@ def _ended(
 def _transaction(shown: TransactionShown, run: int, position: int, sequence: int) -> Document:
     source = _joined(shown, _TransactionMore(run, position, sequence))
     return Document(TRANSACTIONS, transaction_id(run, position), sequence, source)
+
+
+def _portfolios(sequence: int, entry: _Entry) -> Iterator[Document]:
+    """Yield the portfolios that an entry wrote."""
+    for record in entry.records:
+        if record.kind == PORTFOLIO:
+            yield _portfolio(record.id, read_portfolio(record.whole()), sequence)
 
 
 def _portfolio(user: str, portfolio: Portfolio, sequence: int) -> Document:

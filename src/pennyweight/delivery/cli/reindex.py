@@ -84,8 +84,8 @@ def reindex(
 
     Until then searches find the old ones; they are deleted afterwards. May run while the book
     is served, and its exporter goes on. Needed after `recover`, and after an index was made
-    by an older version. Exits with 1 if the search engine cannot do it, or has another book's
-    documents under these names; the old indices stay.
+    by an older version. Exits with 1 if the search engine cannot do it, or if the first entry
+    there is another book's; the old indices stay.
 
     Example: pennyweight reindex --data book --url http://127.0.0.1:9200 --index entries
     """
@@ -226,11 +226,19 @@ class _Reindexing:
 
         The last ones may be of what it has lost. Raises LinkError, UserError.
         """
-        from pennyweight.agents.exporter import ENTRIES, WHOSE, is_entry_of  # noqa: PLC0415 - as above
+        from pennyweight.agents.exporter import (  # noqa: PLC0415 - as above
+            ENTRIES,
+            WHOSE,
+            is_entry_of,
+            whose_of,
+        )
 
         link = self._link
         oldest = None if link.place(ENTRIES) is None else link.oldest(ENTRIES, WHOSE)
-        if oldest is not None and not is_entry_of(self._book, oldest):
+        if oldest is None:
+            return
+        whose = whose_of(oldest)
+        if whose is None or not is_entry_of(self._book, whose):
             raise UserError(
                 f"{link.name} has entry {oldest.get('sequence')} of book {oldest.get('book')} (life "
                 f"{oldest.get('incarnation')}) as the first one in {link.alias(ENTRIES)}, and this "

@@ -83,6 +83,7 @@ from pennyweight.delivery.portfolios import (
 from pennyweight.delivery.portfolios_shown import (
     PortfolioShown,
     TransactionShown,
+    executions_of,
     numbers,
     proposed,
     shown_plan,
@@ -98,12 +99,7 @@ from pennyweight.ledger.commands import Command
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.portfolios import PRODUCT
-from pennyweight.products.portfolios.execute import (
-    ExecuteTransactions,
-    ExecutionAnswer,
-    Fill,
-    executions_of,
-)
+from pennyweight.products.portfolios.execute import ExecuteTransactions, ExecutionAnswer, Fill
 from pennyweight.products.portfolios.queue import QueueUpdate
 from pennyweight.products.portfolios.rebalance import Rebalance
 from pennyweight.products.portfolios.setup import (

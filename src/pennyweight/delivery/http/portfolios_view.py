@@ -31,6 +31,7 @@ from pennyweight.delivery.portfolios_shown import (
     SUPERSEDED,
     State,
     drift_scores,
+    executions_of,
     number,
     show_policy,
     show_portfolio,
@@ -41,7 +42,6 @@ from pennyweight.engine.overlay import Standing
 from pennyweight.engine.port import Store
 from pennyweight.ledger.accounts import user_holder
 from pennyweight.ledger.entries import Entry, decode_entry
-from pennyweight.products.portfolios.execute import executions_of
 from pennyweight.products.portfolios.queue import Queued
 from pennyweight.products.portfolios.runs import history, run_in
 from pennyweight.products.portfolios.setup import PolicyVersion

@@ -1,19 +1,15 @@
 """Transactions that somebody has carried out, and what that did to the user's accounts."""
 
-from typing import Protocol
-
 import msgspec
 
 from pennyweight.ledger.accounts import user_account, user_holder
 from pennyweight.ledger.commands import Command, Wanted
 from pennyweight.ledger.draft import Draft
 from pennyweight.ledger.money import parse
-from pennyweight.ledger.records import Record
 from pennyweight.ledger.refusals import Reason, refuse
 from pennyweight.products.portfolios.runs import run_in
 from pennyweight.products.portfolios.shared import (
     EXECUTION,
-    LINES_MAX,
     PRODUCT,
     Line,
     find_portfolio,
@@ -59,20 +55,6 @@ class ExecutionAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     run: int
     executed: tuple[int, ...]
     new: tuple[int, ...] = ()
-
-
-class Records(Protocol):
-    """Where records are found by a label; a store is that."""
-
-    def records(self, kind: str, *, label: str | None = None, limit: int = 100) -> list[Record]:
-        """Return records of a kind that carry a label."""
-
-
-def executions_of(run: int, found: Records) -> dict[int, Execution]:
-    """Return what was executed of a run, by position."""
-    records = found.records(EXECUTION, label=f"run:{run}", limit=LINES_MAX)
-    executions: list[Execution] = [record.read(Execution) for record in records]
-    return {execution.fill.position: execution for execution in executions}
 
 
 class ExecuteTransactions(Command, frozen=True):
